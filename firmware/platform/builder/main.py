@@ -1,0 +1,77 @@
+"""Build script of the platform `tte-cortexm` (run by SCons inside PlatformIO)."""
+
+import os
+import sys
+
+from SCons.Script import COMMAND_LINE_TARGETS, AlwaysBuild, Builder, Default, DefaultEnvironment
+
+env = DefaultEnvironment()
+board = env.BoardConfig()
+
+PREFIX = "arm-none-eabi-"
+# Soft float on every core: the programs are integer only, and whatever is not shows as a call of a float routine.
+MACHINE = ["-mcpu=" + board.get("build.cpu"), "-mthumb", "-mfloat-abi=soft"]
+
+env.Replace(
+    PROGNAME="firmware",
+    PROGSUFFIX=".elf",
+    ARFLAGS=["rc"],
+    CC=PREFIX + "gcc",
+    CXX=PREFIX + "g++",
+    AS=PREFIX + "gcc",
+    LINK=PREFIX + "gcc",
+    AR=PREFIX + "gcc-ar",
+    RANLIB=PREFIX + "gcc-ranlib",
+    OBJCOPY=PREFIX + "objcopy",
+    SIZETOOL=PREFIX + "size",
+    SIZEPRINTCMD="$SIZETOOL -A -d $SOURCES",
+)
+env.Append(
+    ASFLAGS=MACHINE,
+    ASPPFLAGS=["-x", "assembler-with-cpp"],
+    # -fcallgraph-info=su: the call graph with stack use, from which tte computes the stack's bound
+    CCFLAGS=MACHINE + ["-ffunction-sections", "-fdata-sections", "-fcallgraph-info=su"],
+    LINKFLAGS=MACHINE + ["-nostdlib", "--specs=nano.specs", "-Wl,--gc-sections"],
+    LIBS=["c", "gcc"],
+)
+
+
+def objcopy(form, suffix):
+    action = env.VerboseAction(f"$OBJCOPY -O {form} $SOURCES $TARGET", "Building $TARGET")
+    return Builder(action=action, suffix=suffix)
+
+
+env.Append(BUILDERS={"ElfToBin": objcopy("binary", ".bin"), "ElfToHex": objcopy("ihex", ".hex")})
+program = os.path.join("$BUILD_DIR", "${PROGNAME}")
+if "nobuild" in COMMAND_LINE_TARGETS:
+    elf, images = program + ".elf", [program + ".bin", program + ".hex"]
+else:
+    elf = env.BuildProgram()
+    env.Depends(elf, os.path.abspath(env.subst("$LDSCRIPT_PATH")))
+    images = [env.ElfToBin(program, elf), env.ElfToHex(program, elf)]
+AlwaysBuild(env.Alias("nobuild", images))
+env.Alias("buildprog", [elf, images])
+env.AddPlatformTarget("size", elf, env.VerboseAction("$SIZEPRINTCMD", "Sizes of $SOURCE"), "Program size")
+
+openocd_args = board.get("upload.openocd_args", "")
+pyocd_target = board.get("upload.pyocd_target", "")
+offset_address = board.get("upload.offset_address", "")
+# protocol: (file, command); `upload_command` in platformio.ini overrides any of them
+uploaders = {
+    "openocd": (elf, f'openocd {openocd_args} -c "program {{$SOURCE}} verify reset exit"'),
+    "pyocd": (elf, f"pyocd flash -t {pyocd_target} $SOURCE"),
+    "stlink": (images[0], f"st-flash --reset write $SOURCE {offset_address}"),
+    "picotool": (elf, "picotool load -v -x $SOURCE -t elf"),
+    "custom": (elf, None),
+}
+protocol = env.subst("$UPLOAD_PROTOCOL")
+if "upload" in COMMAND_LINE_TARGETS:
+    if protocol not in uploaders:
+        sys.stderr.write(f"Error: no way to upload by {protocol!r}; choose from {', '.join(sorted(uploaders))}\n")
+        env.Exit(1)
+    source, command = uploaders[protocol]
+    if command:
+        env.Replace(UPLOADCMD=command)
+    env.AddPlatformTarget("upload", source, [env.VerboseAction("$UPLOADCMD", "Uploading $SOURCE")], "Upload")
+
+Default([env.Alias("buildprog")])

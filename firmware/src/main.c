@@ -1,0 +1,174 @@
+/*
+ * The command loop: a request is u32 command, u32 length, payload; a response is u32 status, u32 length, payload; all
+ * little endian, as are the machines it runs on. tte/device/protocol.py is its twin on the host.
+ * Knows no model: everything about it comes from tte_model.h.
+ */
+#include <stddef.h>
+#include <string.h>
+
+#include "port.h"
+#include "tte_model.h"
+
+enum { PROTOCOL_VERSION = 1 };
+enum { DESCRIBE = 1, INFER, TRAIN, READ_STATE, WRITE_STATE, SET_CONTROL, COUNTERS, QUIT };
+enum { STATUS_OK = 0, STATUS_BAD_REQUEST = 1, STATUS_TRACE = 2 };
+
+static uint64_t infer_instructions;
+static uint64_t train_instructions;
+
+static void respond(uint32_t status, uint32_t length)
+{
+    const uint32_t header[2] = {status, length};
+    link_write(header, sizeof header);
+}
+
+/* Swallows a payload that makes no sense, so that the next request is read from its start. */
+static void refuse(uint32_t length)
+{
+    uint8_t scrap[32];
+    while (length > 0) {
+        const uint32_t part = length < sizeof scrap ? length : (uint32_t)sizeof scrap;
+        link_read(scrap, part);
+        length -= part;
+    }
+    respond(STATUS_BAD_REQUEST, 0);
+}
+
+static void put_u64(uint32_t *to, uint64_t value)
+{
+    to[0] = (uint32_t)value;
+    to[1] = (uint32_t)(value >> 32);
+}
+
+static void describe(void)
+{
+    static const uint32_t sizes[] = {
+        PROTOCOL_VERSION,       TTE_MODEL_INPUT_BYTES, TTE_MODEL_OUTPUT_BYTES, TTE_MODEL_LOGITS_BYTES,
+        TTE_MODEL_TARGET_BYTES, TTE_MODEL_STATE_BYTES, TTE_MODEL_ARENA_BYTES,  TTE_MODEL_TRAINS,
+    };
+    static const char text[] = TTE_MODEL_HASH TTE_MODEL_NAME;
+    _Static_assert(sizeof TTE_MODEL_HASH == 17, "the hash has 16 digits");
+    respond(STATUS_OK, (uint32_t)(sizeof sizes + sizeof text - 1));
+    link_write(sizes, sizeof sizes);
+    link_write(text, sizeof text - 1);
+}
+
+static void infer(void)
+{
+    link_read(tte_model_input(), TTE_MODEL_INPUT_BYTES);
+    counter_start();
+    const int8_t *output = tte_model_infer();
+    infer_instructions = counter_stop();
+    respond(STATUS_OK, TTE_MODEL_OUTPUT_BYTES);
+    link_write(output, TTE_MODEL_OUTPUT_BYTES);
+}
+
+#ifdef TTE_TRACE
+static int tracing;
+
+/* Called by the generated code after each step of the plan. */
+void tte_trace(uint32_t step_index)
+{
+    if (!tracing) {
+        return;
+    }
+    respond(STATUS_TRACE, (uint32_t)sizeof step_index + TTE_MODEL_ARENA_BYTES);
+    link_write(&step_index, sizeof step_index);
+    link_write(tte_model_arena(), TTE_MODEL_ARENA_BYTES);
+}
+#endif
+
+#if TTE_MODEL_TRAINS
+enum { TRAIN_BYTES = 4 + TTE_MODEL_TARGET_BYTES + TTE_MODEL_INPUT_BYTES };
+
+static void train(void)
+{
+    int32_t label;
+    link_read(&label, sizeof label);
+#if TTE_MODEL_TARGET_BYTES > 0
+    link_read(tte_model_target(), TTE_MODEL_TARGET_BYTES);
+#endif
+    link_read(tte_model_input(), TTE_MODEL_INPUT_BYTES);
+    counter_start();
+#ifdef TTE_TRACE
+    tracing = 1;
+    const int32_t loss = tte_model_train_step(label);
+    tracing = 0;
+    train_instructions = 0; /* the time the trace took says nothing about the model */
+#else
+    const int32_t loss = tte_model_train_step(label);
+    train_instructions = counter_stop();
+#endif
+    uint32_t result[3] = {(uint32_t)loss, 0, 0};
+    put_u64(result + 1, train_instructions);
+    respond(STATUS_OK, (uint32_t)sizeof result + TTE_MODEL_LOGITS_BYTES);
+    link_write(result, sizeof result);
+    link_write(tte_model_logits(), TTE_MODEL_LOGITS_BYTES);
+}
+
+static void set_control(void)
+{
+    uint32_t control[3];
+    link_read(control, sizeof control);
+    tte_model_set_learning_rate(control[0]);
+    tte_model_set_seed(control[1]);
+    tte_model_set_step(control[2]);
+    respond(STATUS_OK, 0);
+}
+#endif
+
+static void counters(void)
+{
+    uint32_t values[9] = {0};
+#if TTE_MODEL_TRAINS
+    values[0] = tte_model_learning_rate();
+    values[1] = tte_model_seed();
+    values[2] = tte_model_step();
+#endif
+    put_u64(values + 3, infer_instructions);
+    put_u64(values + 5, train_instructions);
+    values[7] = stack_watermark();
+    values[8] = stack_reserve();
+    respond(STATUS_OK, sizeof values);
+    link_write(values, sizeof values);
+}
+
+static void serve(uint32_t command, uint32_t length)
+{
+    if (command == DESCRIBE && length == 0) {
+        describe();
+    } else if (command == INFER && length == TTE_MODEL_INPUT_BYTES) {
+        infer();
+#if TTE_MODEL_TRAINS
+    } else if (command == TRAIN && length == TRAIN_BYTES) {
+        train();
+    } else if (command == SET_CONTROL && length == 12) {
+        set_control();
+    } else if (command == READ_STATE && length == 0) {
+        respond(STATUS_OK, TTE_MODEL_STATE_BYTES);
+        link_write(tte_model_state(), TTE_MODEL_STATE_BYTES);
+    } else if (command == WRITE_STATE && length == TTE_MODEL_STATE_BYTES) {
+        link_read(tte_model_state(), TTE_MODEL_STATE_BYTES);
+        respond(STATUS_OK, 0);
+#endif
+    } else if (command == COUNTERS && length == 0) {
+        counters();
+    } else if (command == QUIT && length == 0) {
+        respond(STATUS_OK, 0);
+        link_exit(TTE_EXIT_OK);
+    } else {
+        refuse(length);
+    }
+}
+
+int main(void)
+{
+    link_open();
+    counter_open();
+    tte_model_init();
+    for (;;) {
+        uint32_t header[2];
+        link_read(header, sizeof header);
+        serve(header[0], header[1]);
+    }
+}

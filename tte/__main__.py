@@ -1,0 +1,5 @@
+"""`python -m tte`."""
+
+from tte.cli import main
+
+main()

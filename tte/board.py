@@ -1,0 +1,225 @@
+"""Boards: one JSON file each, a PlatformIO board manifest with a section `tte` (see `boards/stm32f746.json`)."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tte import resources
+from tte.errors import BoardError
+
+CORES = ("cortex-m0", "cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
+LINKS = ("uart_stm32", "uart_nrf52", "uart_rp2040")
+COUNTERS = ("cmsdk", "tim2", "nrf51", "none")
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """The QEMU machine that runs a board's program, with the board's own memory sizes.
+
+    Attributes:
+        machine: QEMU's `-M`.
+        flash_org, ram_org: addresses of flash and RAM on that machine.
+        counter: which timer counts instructions: the firmware's `counter_<counter>.c`.
+        icount_shift: QEMU's `-icount shift=`: 2**shift nanoseconds of virtual time an instruction, as the counter expects.
+        mpu: the machine has an Armv7-M MPU, which then enforces the board's limits.
+    """
+
+    machine: str
+    flash_org: int
+    ram_org: int
+    counter: str
+    icount_shift: int
+    mpu: bool
+
+
+@dataclass(frozen=True)
+class Board:
+    """A board's facts; sizes in bytes.
+
+    Attributes:
+        name: the name by which commands know it: the file's name without `.json`.
+        title: its name for people.
+        core: GCC's `-mcpu`, such as "cortex-m7".
+        flash_bytes, ram_bytes: what a program may use.
+        flash_org, ram_org: where they begin.
+        stack_bytes: what is kept for the stack.
+        upload_protocols: how PlatformIO may upload; ("qemu",) for an emulated board.
+        link: the firmware's driver for the line to the host, without `.c`.
+        link_settings: that driver's constants, sorted by name.
+        extra_sources: further firmware files this board needs.
+        emulator: its stand-in in QEMU, or the machine that it is.
+        official: (platform, board) of PlatformIO's own registry, if it has the board.
+        manifest: the JSON text itself, which PlatformIO reads.
+    """
+
+    name: str
+    title: str
+    url: str
+    core: str
+    flash_bytes: int
+    ram_bytes: int
+    flash_org: int
+    ram_org: int
+    stack_bytes: int
+    upload_protocols: tuple[str, ...]
+    link: str
+    link_settings: tuple[tuple[str, int], ...]
+    extra_sources: tuple[str, ...]
+    emulator: Emulator | None
+    official: tuple[str, str] | None
+    manifest: str
+
+    @property
+    def is_emulated(self) -> bool:
+        """The board exists in QEMU only; there is nothing to upload to."""
+        return self.upload_protocols == ("qemu",)
+
+
+class _Section:
+    """A JSON object whose fields are taken with their type checked; errors name file and field."""
+
+    def __init__(self, fields: dict[str, Any], file: Path, place: str = "") -> None:
+        self._fields, self._file, self._place = fields, file, place
+
+    def _bad(self, field: str, problem: str) -> BoardError:
+        return BoardError(
+            f"the board's field {self._place}{field} {problem}",
+            where=str(self._file),
+            remedy="compare it with one of the boards that come with tte",
+        )
+
+    def _get(self, field: str, kinds: type | tuple[type, ...], meaning: str) -> Any:
+        if field not in self._fields:
+            raise self._bad(field, "is missing")
+        value = self._fields[field]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+            raise self._bad(field, f"must be {meaning}, not {value!r}")
+        return value
+
+    def text(self, field: str, choices: tuple[str, ...] = ()) -> str:
+        value = str(self._get(field, str, "text"))
+        if choices and value not in choices:
+            raise self._bad(field, f"must be one of {', '.join(choices)}, not {value!r}")
+        return value
+
+    def number(self, field: str, low: int = 0, high: int = 2**32 - 1) -> int:
+        value = self._get(field, (int, str), "a number")
+        try:
+            number = int(value, 0) if isinstance(value, str) else int(value)
+        except ValueError:
+            raise self._bad(field, f"must be a number, not {value!r}") from None
+        if not low <= number <= high:
+            raise self._bad(field, f"must lie in {low} .. {high}, not {number}")
+        return number
+
+    def flag(self, field: str) -> bool:
+        return bool(self._get(field, bool, "true or false"))
+
+    def texts(self, field: str) -> tuple[str, ...]:
+        value = self._get(field, list, "a list of text")
+        if not all(isinstance(item, str) for item in value):
+            raise self._bad(field, "must be a list of text")
+        return tuple(value)
+
+    def section(self, field: str) -> _Section:
+        return _Section(self._get(field, dict, "an object"), self._file, f"{self._place}{field}.")
+
+    def __contains__(self, field: str) -> bool:
+        return field in self._fields
+
+    def numbers(self) -> tuple[tuple[str, int], ...]:
+        """All fields but `driver`, as numbers."""
+        return tuple((field, self.number(field)) for field in sorted(self._fields) if field != "driver")
+
+
+def _emulator(section: _Section) -> Emulator:
+    return Emulator(
+        machine=section.text("machine"),
+        flash_org=section.number("flash_org"),
+        ram_org=section.number("ram_org"),
+        counter=section.text("counter", COUNTERS),
+        icount_shift=section.number("icount_shift", 0, 10),
+        mpu=section.flag("mpu"),
+    )
+
+
+def _parse(file: Path, text: str) -> Board:
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BoardError(f"the board file is not JSON: {error}", where=str(file)) from None
+    if not isinstance(fields, dict):
+        raise BoardError("the board file must hold a JSON object", where=str(file))
+    top = _Section(fields, file)
+    build, upload, tte = top.section("build"), top.section("upload"), top.section("tte")
+    protocols = upload.texts("protocols")
+    upload.text("protocol", protocols)
+    emulated = protocols == ("qemu",)
+    link = None if emulated else tte.section("link")
+    official = tte.section("official") if "official" in tte else None
+    board = Board(
+        name=file.stem,
+        title=top.text("name"),
+        url=top.text("url"),
+        core=build.text("cpu", CORES),
+        flash_bytes=upload.number("maximum_size", 1024),
+        ram_bytes=upload.number("maximum_ram_size", 1024),
+        flash_org=tte.number("flash_org"),
+        ram_org=tte.number("ram_org"),
+        stack_bytes=tte.number("stack_bytes", 256),
+        upload_protocols=protocols,
+        link=link.text("driver", LINKS) if link else "semihost",
+        link_settings=link.numbers() if link else (),
+        extra_sources=tte.texts("extra_sources") if "extra_sources" in tte else (),
+        emulator=_emulator(tte.section("emulator")) if emulated or "emulator" in tte else None,
+        official=(official.text("platform"), official.text("board")) if official else None,
+        manifest=text,
+    )
+    for field, value in (("upload.maximum_ram_size", board.ram_bytes), ("tte.stack_bytes", board.stack_bytes)):
+        if value % 32:
+            raise BoardError(f"the board's field {field} must be a multiple of 32", where=str(file))
+    return board
+
+
+def _folders() -> list[Path]:
+    """Where boards are looked for: the folders in TTE_BOARDS, then those that come with tte."""
+    own = [Path(part) for part in os.environ.get("TTE_BOARDS", "").split(os.pathsep) if part]
+    return [*own, resources.path("boards")]
+
+
+def names() -> tuple[str, ...]:
+    """All boards' names, sorted."""
+    return tuple(sorted({file.stem for folder in _folders() for file in folder.glob("*.json")}))
+
+
+def load(name_or_path: str | Path) -> Board:
+    """Reads a board, by its name or by the path of its JSON file.
+
+    Raises:
+        BoardError: there is no such board, or its file is not as it should be.
+    """
+    given = str(name_or_path)
+    if given.endswith(".json"):
+        files = [Path(given)]
+    else:
+        files = [folder / f"{given}.json" for folder in _folders()]
+    for file in files:
+        if not file.is_file() or "/" in given and not given.endswith(".json"):
+            continue
+        try:
+            return _parse(file, file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise BoardError(f"cannot read the board file: {error}", where=str(file)) from None
+    if given.endswith(".json"):
+        raise BoardError("there is no such board file", where=given)
+    close = difflib.get_close_matches(given.lower().replace("-", "_"), names(), n=1, cutoff=0.5)
+    guess = f"did you mean {close[0]}? " if close else ""
+    raise BoardError(
+        f"unknown board {given!r}",
+        remedy=f"{guess}known: {', '.join(names())}; or give a JSON file, or put one into a folder named in TTE_BOARDS",
+    )

@@ -1,0 +1,74 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tte.board import Board
+from tte.inspection import Inspection
+from tte.project import Build
+
+_NAME_WIDTH = 34
+
+
+def _short(name: str) -> str:
+    """A long TFLite name's end, where the layer is told."""
+    return escape(name if len(name) <= _NAME_WIDTH else "…" + name[1 - _NAME_WIDTH :])
+
+
+def inspection(console: Console, found: Inspection) -> None:
+    """The operators of a model, and its sums."""
+    table = Table(title=escape(found.name), title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for heading in ("#", "operator", "layer", "input", "output", "MACs", "weights", "runs", "trains"):
+        table.add_column(heading, justify="right" if heading in ("#", "MACs", "weights") else "left", no_wrap=True)
+    for o in found.operators:
+        runs = "yes" if o.runs else "[red]no[/]"
+        trains = "yes" if o.trains else "[yellow]no[/]"
+        numbers = (f"{o.macs:,}" if o.macs else "", f"{o.weight_bytes:,}" if o.weight_bytes else "")
+        table.add_row(str(o.index), o.operator, _short(o.name), o.input, o.output, *numbers, runs, trains)
+    console.print(table)
+    for o in found.operators:
+        if o.why:
+            console.print(f"  {o.index} {o.operator}: {escape(o.why)}", soft_wrap=True)
+    console.print(f"input    {escape(found.input)}\noutput   {escape(found.output)}", soft_wrap=True)
+    if found.runnable:
+        console.print(f"MACs     {found.macs:,}\nweights  {found.weight_bytes:,} bytes")
+        console.print(f"peak     {found.peak_activations:,} bytes of activations, at {escape(found.peak_operator)}")
+
+
+def build(console: Console, made: Build) -> None:
+    """What a build needs of the board."""
+    m, c = made.memory, made.compiled
+    console.print(f"[bold]{escape(made.name)}[/] for {escape(made.board.title)}, update scheme {escape(c.scheme)}")
+    if c.pruned:
+        p = c.pruned
+        console.print(
+            f"backward graph: {p.of_operators - p.operators} operators of {p.of_operators}; "
+            f"pruning removed {p.operators} operators and {p.nbytes:,} bytes of tensors"
+        )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("", "bytes", "of", ""):
+        table.add_column(heading, justify="right" if heading in ("bytes", "of") else "left")
+    where = escape(m.peak_step)
+    table.add_row("arena", f"{m.arena_bytes:,}", "", f"peak in step {where}; lower bound {m.lower_bound:,}")
+    table.add_row("trained state", f"{m.state_bytes:,}", "", f"{len(c.updates)} layers")
+    table.add_row("stack", f"{m.stack_bytes:,}", "", "worst path of the call graph")
+    table.add_row("firmware", f"{m.other_bytes:,}", "", "other variables")
+    table.add_row("[bold]RAM[/]", f"[bold]{m.ram_bytes:,}[/]", f"{m.ram_limit:,}", f"{m.ram_bytes / m.ram_limit:.0%}")
+    share = f"{m.flash_bytes / m.flash_limit:.0%}"
+    table.add_row("[bold]flash[/]", f"[bold]{m.flash_bytes:,}[/]", f"{m.flash_limit:,}", share)
+    console.print(table)
+    console.print(f"written to {escape(str(made.folder))}", soft_wrap=True)
+
+
+def boards(console: Console, found: list[Board]) -> None:
+    """The boards and what stands in for them in QEMU."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("board", "core", "RAM", "flash", "emulated by", ""):
+        table.add_column(heading, justify="right" if heading in ("RAM", "flash") else "left", no_wrap=True)
+    for b in found:
+        machine = b.emulator.machine if b.emulator else "-"
+        table.add_row(b.name, b.core, f"{b.ram_bytes // 1024} KB", f"{b.flash_bytes // 1024} KB", machine, escape(b.title))
+    console.print(table)

@@ -1,0 +1,265 @@
+"""A plan becomes C: `{path: text}`. Decides nothing; the same bytes on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import jinja2
+import numpy as np
+
+from tte import resources
+from tte.ir import Array, Node, Role, Tensor, TensorType
+from tte.ops.base import Kernel
+from tte.ops.loss import Loss
+from tte.planner.arena import Plan
+from tte.reference import pack
+from tte.training.autodiff import LOSS, TRUTH
+
+_C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "uint16": "uint16_t", "int32": "int32_t"}
+_C_TYPES |= {"bit": "uint8_t", "int4": "uint8_t"}
+_STATE_ALIGN = 4
+
+
+@dataclass(frozen=True)
+class StateSlot:
+    """Where a trained tensor lies in the state block."""
+
+    name: str
+    offset: int
+    type: TensorType
+
+
+def state_slots(plan: Plan) -> tuple[StateSlot, ...]:
+    """The layout of the trained state: weights, biases, residuals and held sums, in the graph's order."""
+    slots, at = [], 0
+    for t in plan.program.graph.of_role(Role.PARAM):
+        slots.append(StateSlot(t.name, at, t.type))
+        at += -(-t.type.nbytes // _STATE_ALIGN) * _STATE_ALIGN
+    return tuple(slots)
+
+
+def state_bytes(plan: Plan) -> int:
+    """Size of the trained state, in bytes."""
+    slots = state_slots(plan)
+    return slots[-1].offset + -(-slots[-1].type.nbytes // _STATE_ALIGN) * _STATE_ALIGN if slots else 0
+
+
+@dataclass
+class _Names:
+    """C identifiers for tensor names: readable, unique, stable."""
+
+    taken: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, name: str) -> str:
+        if name not in self.taken:
+            base = re.sub(r"\W+", "_", name.split(";")[0]).strip("_")[-48:].strip("_") or "t"
+            base = f"t_{base}" if base[0].isdigit() else base
+            wish, i = base, 1
+            while wish in self.taken.values():
+                wish, i = f"{base}_{i}", i + 1
+            self.taken[name] = wish
+        return self.taken[name]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call in the generated program."""
+
+    index: int
+    comment: str
+    call: str
+
+
+def c_name(wish: str) -> str:
+    """A model's name as a C identifier and folder name."""
+    name = re.sub(r"\W+", "_", wish).strip("_").lower() or "model"
+    return f"m_{name}" if name[0].isdigit() else name
+
+
+def render(plan: Plan, name: str, note: str) -> dict[str, str]:
+    """The library: file path to text.
+
+    Args:
+        name: C prefix and library name, an identifier.
+        note: one line for people: model, scheme, numerics.
+    """
+    return _Library(plan, name, note).files()
+
+
+class _Library:
+    def __init__(self, plan: Plan, name: str, note: str) -> None:
+        self.plan, self.name, self.note = plan, name, note
+        self.program, self.graph = plan.program, plan.program.graph
+        loader = jinja2.FileSystemLoader(resources.path("templates"))
+        self.env = jinja2.Environment(
+            loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        )
+        self.names = _Names()
+        self.functions: dict[tuple[str, tuple[tuple[str, object], ...]], str] = {}
+        self.bodies: list[str] = []
+        self.tables: dict[str, str] = {}
+        self.slots = {s.name: s for s in state_slots(plan)}
+
+    def files(self) -> dict[str, str]:
+        steps = [s for i, node in enumerate(self.graph.nodes) if (s := self._step(i, node))]
+        context = self._context(steps)
+        n = self.name
+        rendered = {
+            f"include/{n}.h": self.env.get_template("model.h.j2").render(context),
+            "include/tte_model.h": self.env.get_template("tte_model.h.j2").render(context),
+            f"src/{n}.c": self.env.get_template("model.c.j2").render(context),
+            f"src/{n}_kernels.h": self.env.get_template("kernels.h.j2").render(context),
+            f"src/{n}_data.h": self.env.get_template("data.h.j2").render(context),
+            f"src/{n}_data.c": self.env.get_template("data.c.j2").render(context),
+            "src/tte_runtime.h": (resources.path("templates") / "tte_runtime.h").read_text(encoding="utf-8"),
+            "library.json": json.dumps(self._manifest(), indent=2) + "\n",
+        }
+        return {path: re.sub(r"\n{3,}", "\n\n", text) for path, text in rendered.items()}
+
+    def _manifest(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "version": "1.0.0",
+            "description": self.note,
+            "frameworks": "*",
+            "platforms": "*",
+            "headers": [f"{self.name}.h"],
+            "build": {"includeDir": "include", "srcDir": "src", "flags": "-std=gnu11"},
+        }
+
+    def _context(self, steps: list[Step]) -> dict[str, object]:
+        program, graph = self.program, self.graph
+        model_input = next(i for i in graph.inputs if i != TRUTH)
+        truth = graph.tensors.get(TRUTH)
+        loss = next((n.op for n in graph.nodes if isinstance(n.op, Loss)), None)
+        by_label = truth is not None and truth.type.dtype == "int32"
+        initial = [(s, self.symbol(graph.tensors[s.name])) for s in self.slots.values() if graph.data(s.name).any()]
+        return {
+            "name": self.name,
+            "upper": self.name.upper(),
+            "note": self.note,
+            "hash": model_hash(self.plan),
+            "trains": program.trains,
+            "arena_bytes": max(self.plan.arena_bytes, 8),
+            "state_bytes": state_bytes(self.plan),
+            "input": self._view(model_input),
+            "outputs": [self._view(o) for o in program.outputs],
+            "logits": self._view(program.kept[0]) if program.trains else None,
+            "loss": self._view(LOSS) if program.trains else None,
+            "loss_unit": loss.unit if loss else "",
+            "truth": self._view(TRUTH) if truth else None,
+            "by_label": by_label,
+            "classes": graph.type(program.kept[0]).elements if program.trains else 0,
+            "views": [self._view(t) for b in self.plan.buffers for t in b.tensors],
+            "buffers": {t: b for b in self.plan.buffers for t in b.tensors},
+            "slots": [(self.names(s.name), s) for s in self.slots.values()],
+            "initial": initial,
+            "shared": [s for s in steps if s.index < program.shared],
+            "alone": [s for s in steps if program.shared <= s.index < program.forward],
+            "training": [s for s in steps if s.index >= program.forward],
+            "functions": self.bodies,
+            "tables": self.tables,
+            "declarations": list(declarations(self.tables)),
+        }
+
+    def _view(self, name: str) -> dict[str, object]:
+        buffer = next(b for b in self.plan.buffers if name in b.tensors)
+        tensor = self.graph.tensors[name]
+        return {
+            "name": name,
+            "id": self.names(name),
+            "offset": self.plan.offsets[name],
+            "nbytes": tensor.type.nbytes,
+            "elements": tensor.type.elements,
+            "c_type": _C_TYPES[tensor.type.dtype],
+            "type": str(tensor.type),
+            "first": buffer.first,
+            "last": buffer.last,
+        }
+
+    def _step(self, index: int, node: Node) -> Step | None:
+        if node.op.view:
+            return None
+        kernel = node.op.kernel(self.program.types(node))
+        outputs = [o for o in node.outputs if self.graph.tensors[o].role is not Role.PARAM]
+        changed = set(self.graph.mutated(node))
+        args = [self._argument(n, n in changed) for n in node.inputs]
+        args += [self._table(node, label, data) for label, data in kernel.tables]
+        args += [self._argument(n, True) for n in outputs]
+        if kernel.workspace:
+            args.append(f"arena + {self.plan.workspaces[index]}")
+        if kernel.control:
+            args.append("&control")
+        shapes = " ".join(str(self.graph.type(n)) for n in (*node.inputs[:1], *outputs[:1])).split(" (")[0]
+        comment = f"{index} {node.name}: {node.op.title} {shapes}".replace("*/", "")
+        return Step(index, comment, f"{self._function(kernel)}({', '.join(args)});")
+
+    def _function(self, kernel: Kernel) -> str:
+        key = (kernel.template, tuple(sorted(kernel.params.items())))
+        if key not in self.functions:
+            count = sum(1 for template, _ in self.functions if template == kernel.template)
+            name = self.functions[key] = f"{kernel.template}_{count}"
+            template = self.env.get_template(f"kernels/{kernel.template}.c.j2")
+            self.bodies.append(template.render(kernel.params, fn=name).strip())
+        return self.functions[key]
+
+    def _argument(self, name: str, writes: bool) -> str:
+        tensor = self.graph.tensors[name]
+        const = "" if writes else "const "
+        pointer = f"({const}{_C_TYPES[tensor.type.dtype]} *)"
+        if tensor.role is Role.CONST:
+            return self.symbol(tensor)
+        if tensor.role is Role.PARAM:
+            return f"{pointer}(state + IN_{self.names(name)})"
+        return f"{pointer}(arena + AT_{self.names(name)})"
+
+    def symbol(self, tensor: Tensor) -> str:
+        """The C name of a constant (or of a parameter's initial contents), which is emitted once."""
+        symbol = f"{self.name}_{self.names(tensor.name)}"
+        if symbol not in self.tables:
+            assert tensor.data is not None
+            data = tensor.data
+            if tensor.type.dtype in ("bit", "int4"):
+                data = np.frombuffer(pack(data, tensor.type.dtype), np.uint8)
+            self.tables[symbol] = self._array(symbol, data, f"{tensor.name}: {tensor.type}".replace("*/", ""))
+        return symbol
+
+    def _table(self, node: Node, label: str, data: Array) -> str:
+        key = f"{node.name}/{label}"
+        text = self._array("", data, "")
+        for symbol, existing in self.tables.items():
+            # Many layers share tables (the powers of two, equal channels): one copy in flash serves them.
+            if existing.split("[", 1)[-1] == text.split("[", 1)[-1] and label in symbol:
+                return symbol
+        symbol = f"{self.name}_{self.names(key)}"
+        self.tables[symbol] = self._array(symbol, data, "")
+        return symbol
+
+    @staticmethod
+    def _array(symbol: str, data: Array, comment: str) -> str:
+        flat = data.ravel()
+        lines = [", ".join(map(str, flat[i : i + 24].tolist())) for i in range(0, flat.size, 24)]
+        head = f"/* {comment} */\n" if comment else ""
+        body = ",\n    ".join(lines)
+        return f"{head}const {_C_TYPES[str(data.dtype)]} {symbol}[{flat.size}] = {{\n    {body}}};"
+
+
+def model_hash(plan: Plan) -> str:
+    """16 hex digits that name a program: its steps, types, places and constants."""
+    digest = hashlib.sha256(plan.program.graph.text().encode())
+    digest.update(repr((sorted(plan.offsets.items()), sorted(plan.workspaces.items()), plan.arena_bytes)).encode())
+    for t in plan.program.graph.tensors.values():
+        if t.data is not None:
+            digest.update(t.name.encode() + t.data.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def declarations(tables: Mapping[str, str]) -> Iterable[str]:
+    """`extern` lines for the constants."""
+    for symbol, text in tables.items():
+        kind = text.split("*/\n")[-1].split(" ")[1]
+        yield f"extern const {kind} {symbol}[];"

@@ -1,0 +1,148 @@
+"""From a model file to a proved plan: the walk of `tte build` up to code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tte import passes
+from tte.errors import ModelError
+from tte.frontend import tflite
+from tte.ir import Graph, verify
+from tte.ops.loss import Loss, MeanSquaredError, SoftmaxCrossEntropy
+from tte.passes.dead import eliminate_dead
+from tte.planner.arena import Plan, plan
+from tte.planner.check import check
+from tte.planner.schedule import schedule
+from tte.training import scheme as schemes
+from tte.training.autodiff import LOSS, Numerics, derive
+from tte.training.head import Head, find, replace_head
+
+LOSSES = ("auto", "cross-entropy", "mse")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `tte build` is told about the training graph.
+
+    Attributes:
+        classes: outputs of a fresh head; 0 keeps the model's own.
+        update: "none" (inference only), "last", "bias", "full" or the path of a TOML scheme.
+        loss: "cross-entropy", "mse", or "auto" (mse when output and input have the same shape).
+        head_seed: seed of a fresh head's weights.
+    """
+
+    classes: int = 0
+    update: str = "last"
+    loss: str = "auto"
+    head_seed: int = 0
+    numerics: Numerics = Numerics()
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What dead-node elimination took out of the full training graph for a scheme."""
+
+    operators: int
+    of_operators: int
+    nbytes: int
+    of_nbytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A model ready for codegen.
+
+    Attributes:
+        forward: the normalised inference graph (with a fresh head if one was asked for).
+        updates: what trains, by layer.
+        loss_scale: the real value of one unit of the device's loss; 0 for inference only.
+        dumps: the graph's text after each stage, for `--dump-ir`.
+    """
+
+    plan: Plan
+    forward: Graph
+    options: Options
+    updates: dict[str, schemes.LayerUpdate]
+    scheme: str
+    loss: Loss | None
+    loss_scale: float
+    pruned: Pruned | None
+    dumps: tuple[tuple[str, str], ...]
+
+
+def compile_model(
+    path: str | os.PathLike[str], options: Options, say: Callable[[str], None] = lambda _: None, *, name: str = ""
+) -> Compiled:
+    """Imports, normalises, differentiates, prunes, orders and places a model, and proves the plan.
+
+    Args:
+        name: the model's name, if it is not the file's.
+
+    Raises:
+        ModelError: the model or the scheme cannot be run or trained.
+    """
+    imported = tflite.load(path)
+    imported = replace(imported, name=name or imported.name)
+    if len(imported.inputs) != 1 or len(imported.outputs) != 1:
+        what = f"the model has {len(imported.inputs)} inputs and {len(imported.outputs)} outputs"
+        raise ModelError(what, where=os.fspath(path), limit="one of each")
+    dumps = [("1-imported", imported.text())]
+    forward = passes.run(passes.NORMALISE, imported)
+    if options.classes:
+        forward = verify(replace_head(forward, options.classes, options.head_seed))
+    dumps.append(("2-normalised", forward.text()))
+    if options.update == "none":
+        program = schedule(forward, forward.outputs)
+        result = plan(program)
+        check(result)
+        return Compiled(result, forward, options, {}, "none", None, 0.0, None, tuple(dumps))
+    head = find(forward)
+    loss = choose_loss(forward, head, options.loss)
+    scheme = schemes.load(options.update, forward)
+    updates = schemes.resolve(forward, scheme, head.node)
+    derived = derive(forward, head, loss, updates, options.numerics)
+    dumps.append(("3-derived", derived.text()))
+    training = verify(eliminate_dead(derived))
+    dumps.append(("4-pruned", training.text()))
+    say("planning")
+    program = schedule(training, forward.outputs, (head.logits, LOSS))
+    result = plan(program)
+    check(result)
+    dumps.append(("5-planned", result.program.graph.text()))
+    scale = loss.loss_scale(training.type(next(n.inputs[0] for n in training.nodes if isinstance(n.op, Loss))))
+    pruned = _pruned(forward, head, loss, training, options.numerics)
+    return Compiled(result, forward, options, updates, scheme.name, loss, scale, pruned, tuple(dumps))
+
+
+def choose_loss(forward: Graph, head: Head, wish: str) -> Loss:
+    """The loss by name; "auto" takes mean squared error for a model whose output has its input's shape."""
+    if wish not in LOSSES:
+        raise ModelError(f"unknown loss {wish!r}", where="--loss", remedy=f"one of {', '.join(LOSSES)}")
+    same = forward.type(forward.inputs[0]).elements == forward.type(head.logits).elements and not head.softmax
+    if wish == "mse" or (wish == "auto" and same):
+        if head.softmax:
+            raise ModelError("the model ends in a softmax", where=head.logits, remedy="use --loss cross-entropy")
+        return MeanSquaredError()
+    return SoftmaxCrossEntropy()
+
+
+def _pruned(forward: Graph, head: Head, loss: Loss, training: Graph, numerics: Numerics) -> Pruned | None:
+    """Backward operators and their tensors' bytes, in the full training graph and in the pruned one."""
+    everything = schemes.resolve(forward, schemes.load("full", forward), head.node)
+    try:
+        full = eliminate_dead(derive(forward, head, loss, everything, numerics))
+    except ModelError:
+        return None  # some layer cannot train at all: there is no full graph to compare with
+    known = {n.name for n in forward.nodes}
+
+    def size(graph: Graph) -> tuple[int, int]:
+        backward = [n for n in graph.nodes if n.name not in known]
+        masks = [o for n in graph.nodes for o in n.outputs if graph.type(o).dtype == "bit"]
+        made = {o for n in backward for o in n.outputs if not graph.mutated(n)} | set(masks)
+        saved = {i for n in backward for i in n.inputs for f in forward.nodes if i in f.outputs}
+        return len(backward), sum(graph.type(o).nbytes for o in made | saved)
+
+    (all_ops, all_bytes), (ops, nbytes) = size(full), size(training)
+    return Pruned(all_ops - ops, all_ops, all_bytes - nbytes, all_bytes)

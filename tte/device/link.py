@@ -1,0 +1,172 @@
+"""The byte stream to a program that runs as a child process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tte.errors import DeviceError
+
+_STDERR_LIMIT = 8000  # characters of a program's messages that are kept
+_EXIT_S = 10.0  # for a program that was asked to end
+
+
+class ProcessLink:
+    """A child process and two pipes, all without blocking: a process that dies, faults or hangs becomes a DeviceError.
+
+    Args:
+        command: the program.
+        what: its name in messages.
+        folder: its working directory.
+        fifos: named pipes (to it, from it) that the program opens by itself, instead of its standard input and output.
+    """
+
+    def __init__(
+        self, command: Sequence[str], *, what: str, folder: Path | None = None, fifos: tuple[Path, Path] | None = None
+    ) -> None:
+        self._what = what
+        self._messages = b""
+        self._ended = False
+        own: list[int] = []
+        try:
+            if fifos:
+                # Opening may not wait for the other side, which may never come: a reader does not if it is not
+                # blocking, and a writer does not if it opens for reading, too.
+                own.append(os.open(fifos[0], os.O_RDWR | os.O_NONBLOCK))
+                own.append(os.open(fifos[1], os.O_RDONLY | os.O_NONBLOCK))
+            self._process = subprocess.Popen(
+                command, cwd=folder, start_new_session=True, stderr=subprocess.PIPE,
+                stdin=subprocess.DEVNULL if fifos else subprocess.PIPE,
+                stdout=subprocess.DEVNULL if fifos else subprocess.PIPE,
+            )  # fmt: skip
+        except OSError as error:
+            for descriptor in own:
+                os.close(descriptor)
+            raise DeviceError(f"cannot start {what}: {error}") from None
+        if not fifos:
+            assert self._process.stdin and self._process.stdout
+            own = [os.dup(self._process.stdin.fileno()), os.dup(self._process.stdout.fileno())]
+            self._process.stdin.close()
+            self._process.stdout.close()
+        assert self._process.stderr
+        own.append(os.dup(self._process.stderr.fileno()))
+        self._process.stderr.close()
+        self._to, self._from, self._errors = self._open = own
+        for descriptor in own:
+            os.set_blocking(descriptor, False)
+
+    def write(self, data: bytes, timeout_s: float) -> None:
+        """Sends all of `data`.
+
+        Raises:
+            DeviceError: the program ended, or took nothing for `timeout_s` seconds.
+        """
+        view = memoryview(data)
+        while view:
+            self._wait(writing=True, timeout_s=timeout_s)
+            try:
+                view = view[os.write(self._to, view) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError:
+                raise self._failure("ended") from None
+
+    def read(self, count: int, timeout_s: float) -> bytes:
+        """Receives exactly `count` bytes.
+
+        Raises:
+            DeviceError: the program ended, or sent nothing for `timeout_s` seconds.
+        """
+        data = bytearray()
+        while len(data) < count:
+            self._wait(writing=False, timeout_s=timeout_s)
+            try:
+                part = os.read(self._from, min(count - len(data), 1 << 20))
+            except BlockingIOError:
+                continue
+            if not part and self._process.poll() is not None:
+                raise self._failure("ended")
+            if not part:
+                time.sleep(0.001)  # a named pipe that the program has not opened yet, or has just closed
+            data += part
+        return bytes(data)
+
+    def _wait(self, *, writing: bool, timeout_s: float) -> None:
+        """Returns when the pipe may be ready; collects what the program says meanwhile."""
+        limit = time.monotonic() + timeout_s
+        while True:
+            readers = [] if writing else [self._from]
+            if not self._ended:
+                readers.append(self._errors)
+            left = limit - time.monotonic()
+            if left <= 0:
+                raise self._failure(f"did not answer within {timeout_s:g} s")
+            ready = select.select(readers, [self._to] if writing else [], [], min(left, 0.5))
+            if self._errors in ready[0]:
+                self._collect_messages()
+            if self._to in ready[1] and not self._dead() or self._from in ready[0]:
+                return
+            # its last words on the pipe come first: dead only counts if nothing is left to read
+            if self._dead() and (writing or not select.select([self._from], [], [], 0)[0]):
+                raise self._failure("ended")
+
+    def _dead(self) -> bool:
+        return self._process.poll() is not None
+
+    def _collect_messages(self) -> None:
+        while not self._ended:
+            try:
+                part = os.read(self._errors, 65536)
+            except BlockingIOError:
+                return
+            self._ended = not part
+            self._messages = (self._messages + part)[-_STDERR_LIMIT:]
+
+    def _failure(self, problem: str) -> DeviceError:
+        """Ends the program; the error tells how it ended and what it said."""
+        if problem == "ended":
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_EXIT_S)
+        status = self._process.poll()
+        self._kill()
+        self._collect_messages()
+        said = self._messages.decode("utf-8", "replace").strip()
+        if status is not None:
+            how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+            problem = f"{problem} {how}" if problem == "ended" else f"{problem} (it ended {how})"
+        return DeviceError(f"{self._what} {problem}" + (f"; it said:\n{said}" if said else ""))
+
+    def _kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def exit_status(self) -> int | None:
+        """The program's exit status, None while it runs."""
+        return self._process.poll()
+
+    def wait(self) -> int:
+        """Waits for a program that was asked to end.
+
+        Raises:
+            DeviceError: it does not end.
+        """
+        try:
+            return self._process.wait(_EXIT_S)
+        except subprocess.TimeoutExpired:
+            raise self._failure("does not end") from None
+
+    def close(self) -> None:
+        """Ends the program if it still runs, and closes the pipes."""
+        self._kill()
+        for descriptor in self._open:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._open = []

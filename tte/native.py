@@ -1,0 +1,69 @@
+"""Compiles a project's library and command loop for this computer: the same C, checked by sanitizers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tte import toolchain
+from tte.errors import ToolchainError
+from tte.firmware import COMMON_FLAGS, HOST_SOURCES, Project
+
+_SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g")
+
+
+def build_host(project: Project, *, sanitize: bool = True, trace: bool = False, timeout_s: float = 600) -> Path:
+    """Compiles the program for this computer; it speaks the device protocol on standard input and output.
+
+    The program lies in the project's folder `host/`, named after the hash of all it is made of, and is built once.
+
+    Args:
+        sanitize: with address and undefined-behaviour checks, which stop the program.
+        trace: with the arena sent after each step of a train step.
+
+    Raises:
+        ToolchainError: there is no C compiler, or it failed.
+    """
+    compiler = toolchain.require("cc")
+    library = project.folder / "lib" / project.library
+    sources = [project.folder / "src" / name for name in HOST_SOURCES]
+    sources += sorted((library / "src").rglob("*.c"))
+    read = sorted({*sources, project.folder / "src" / "port.h", *(library / "src").rglob("*.h")})
+    read += sorted((library / "include").rglob("*.h"))
+    flags = [*COMMON_FLAGS, *(_SANITIZE if sanitize else ()), *(("-DTTE_TRACE",) if trace else ())]
+    flags += [f"-I{folder}" for folder in ("src", f"lib/{project.library}/include", f"lib/{project.library}/src")]
+    digest = hashlib.sha256(repr((compiler, flags)).encode())
+    for file in read:
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(project.folder)} {len(content)}\n".encode() + content)
+    program = project.folder / "host" / digest.hexdigest()[:16]
+    if program.is_file():
+        return program
+    program.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=program.parent, prefix=".build-") as temporary:
+        objects = [Path(temporary) / f"{index}.o" for index in range(len(sources))]
+        compile_one = [
+            [compiler, *flags, "-c", str(source.relative_to(project.folder)), "-o", str(made)]
+            for source, made in zip(sources, objects, strict=True)
+        ]
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            list(pool.map(lambda command: _run(command, project.folder, timeout_s), compile_one))
+        linked = Path(temporary) / "program"
+        _run([compiler, *flags, *map(str, objects), "-o", str(linked)], project.folder, timeout_s)
+        os.replace(linked, program)
+    return program
+
+
+def _run(command: list[str], folder: Path, timeout_s: float) -> None:
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", check=False, timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired:
+        raise ToolchainError(f"the C compiler took longer than {timeout_s:.0f} s", where=command[-3]) from None
+    if done.returncode:
+        raise ToolchainError(f"the C compiler failed:\n{done.stderr.strip()[:3000]}", where=" ".join(command[-3:]))

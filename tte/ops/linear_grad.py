@@ -1,0 +1,294 @@
+"""Backward and update operators of the weighted layers: dX, dW with its in-place update, and the bias update.
+
+The arithmetic is the numerics' B4 (dX), B5 (dW) and B6 (update). Weights are int8 in RAM with no float copy; what
+rounding would lose is kept by stochastic rounding and, in the residual modes, by a residual a weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tte.fixed import (
+    I64,
+    as_i64,
+    quantize_multiplier16,
+    random16,
+    random_key,
+    round_shift,
+    to_int8,
+)
+from tte.ir import Shape, TensorType
+from tte.ops.base import Array, Control, Inferred, Kernel, Op, Types, require
+from tte.ops.linear import Geometry, channel_table, join_channels, weight_scales
+
+#: Residual modes: bits of residual a weight.
+MODES = {"sr": 0, "r4": 4, "r8": 8, "nearest": 0}
+_BATCH_LIMIT = 1 << 30
+_WEIGHT_STREAM, _BIAS_STREAM = 1, 2
+
+
+@dataclass(frozen=True)
+class InputGrad(Op):
+    """dX of a weighted layer: `e [y], k, weights -> e_x [x], k_x`, with exact block-floating requantisation.
+
+    Attributes:
+        x_shape: shape of the layer's input.
+        trained: as in the forward operator; the weights are then two inputs.
+        buffered: keep all int32 accumulators (4 bytes an element) instead of computing them twice, once for the
+            maximum and once for the result. The bytes that come out are the same.
+    """
+
+    title = "INPUT_GRAD"
+    geometry: Geometry
+    x_shape: Shape
+    trained: tuple[int, ...] = ()
+    buffered: bool = False
+
+    @property
+    def x_elements(self) -> int:
+        g = self.geometry
+        return g.in_h * g.in_w * g.in_c
+
+    def infer(self, ins: tuple[TensorType, ...]) -> Inferred:
+        g = self.geometry
+        require(ins[0].elements == g.out_h * g.out_w * g.out_c, f"error {ins[0]} does not fit {g}")
+        return ((self.x_shape, "int8"), ((), "int32"))
+
+    def prescale(self, t: Types) -> tuple[I64, int]:
+        """`R_c = round(2**f * sw[c] / max sw)` and f, chosen so that no int32 accumulator can overflow."""
+        g = self.geometry
+        terms = g.k_h * g.k_w * (g.multiplier if g.depthwise else g.out_c)
+        scales = np.array(weight_scales(t.ins[2], g.out_c))
+        f = min(8, int(math.floor(math.log2((2**31 - 1) / (127 * 127 * terms)))))
+        return np.rint(scales / scales.max() * 2.0**f).astype(np.int64), f
+
+    def reference(self, t: Types, xs: Sequence[Array], control: Control) -> tuple[Array, ...]:
+        g = self.geometry
+        r, f = self.prescale(t)
+        w = as_i64(join_channels(self.trained, xs[2:])).reshape(g.weight_shape)
+        e = as_i64(xs[0]).reshape(g.out_h, g.out_w, g.out_c) * r
+        canvas = g.padded(np.zeros((g.in_h, g.in_w, g.in_c), np.int64))
+        for ky in range(g.k_h):
+            for kx in range(g.k_w):
+                if g.depthwise:
+                    part = (e * w[0, ky, kx]).reshape(g.out_h, g.out_w, g.in_c, g.multiplier).sum(3)
+                else:
+                    part = (e.astype(np.float64) @ w[:, ky, kx].astype(np.float64)).astype(np.int64)
+                view = g.tap(canvas, ky, kx)
+                view += part
+        acc = canvas[g.pad_h : g.pad_h + g.in_h, g.pad_w : g.pad_w + g.in_w]
+        e_x, s = to_int8(acc)
+        return e_x.astype(np.int8).reshape(t.outs[0].shape), np.int32(int(xs[1]) + f - s).reshape(())
+
+    def macs(self, t: Types) -> int:
+        return self.geometry.macs * (1 if self.buffered else 2)
+
+    def kernel(self, t: Types) -> Kernel:
+        g = self.geometry
+        r, f = self.prescale(t)
+        params = g.params() | {"f": f, "trained": len(self.trained), "buffered": self.buffered}
+        tables = [("prescale", r.astype(np.int16))]
+        if self.trained:
+            tables.append(("channel", channel_table(self.trained, g.weight_shape[-1])))
+        workspace = 4 * (self.x_elements if self.buffered else g.in_c)
+        template = "depthwise_input_grad" if g.depthwise else "conv2d_input_grad"
+        return Kernel(template, params, tuple(tables), workspace)
+
+
+@dataclass(frozen=True)
+class Update(Op):
+    """What the two update operators share.
+
+    Attributes:
+        stream: ordinal of the forward layer; names its random numbers.
+        rate: base learning rate, folded into the tables.
+        mode: "r4" (4-bit residual, stochastic), "r8" (8-bit residual, no random numbers), "sr", or "nearest".
+        batch: samples whose steps are summed (int32, saturating) before they are applied; 1: online.
+    """
+
+    stream: int
+    rate: float
+    mode: str
+    batch: int = 1
+
+    def step_table(self, factors: Sequence[float]) -> tuple[Array, Array]:
+        """Mantissas in [2**14, 2**15) (0 for a zero factor) and exponents of `rate * factor`, int16 each."""
+        pairs = [quantize_multiplier16(self.rate * f) for f in factors]
+        return np.array([m for m, _ in pairs], np.int16), np.array([t for _, t in pairs], np.int16)
+
+    def due(self, control: Control) -> bool:
+        """Whether this step ends a batch."""
+        return (control.step + 1) % self.batch == 0
+
+    def batched(self, d: I64, held: Array, control: Control) -> tuple[I64, Array]:
+        """Adds the step to the held sum; gives what is to be applied now and what stays held."""
+        total = np.clip(as_i64(held) + d, -_BATCH_LIMIT, _BATCH_LIMIT)
+        if self.due(control):
+            return total, np.zeros_like(held)
+        return np.zeros_like(total), total.astype(np.int32)
+
+
+@dataclass(frozen=True)
+class WeightUpdate(Update):
+    """dW of a weighted layer, applied at once: `x, e, k, w, [residual], [held] -> w, [residual], [held]`, in place.
+
+    Each weight's gradient `A = sum e * (x - zx)` is computed and consumed: there is no dW tensor. With `trained`, w
+    holds only those channels of the last axis; the random numbers are indexed as in the whole tensor.
+    """
+
+    title = "WEIGHT_UPDATE"
+    geometry: Geometry = Geometry(1, 1, 1, 1, 1, 1)
+    trained: tuple[int, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """Channels of the last weight axis that train."""
+        return len(self.trained) or self.geometry.weight_shape[-1]
+
+    def infer(self, ins: tuple[TensorType, ...]) -> Inferred:
+        state = ins[3:]
+        require(len(state) == 1 + (MODES[self.mode] > 0) + (self.batch > 1), "state does not fit the residual mode")
+        g = self.geometry
+        require(state[0].elements == math.prod(g.weight_shape[:-1]) * self.channels, f"weights {state[0]} do not fit")
+        return tuple((s.shape, s.dtype) for s in state)
+
+    def linear_index(self) -> I64:
+        """Index of every trained weight in the whole tensor, in the shape of the trained slice."""
+        shape = self.geometry.weight_shape
+        whole = np.arange(math.prod(shape)).reshape(shape)
+        return whole[..., list(self.trained)] if self.trained else whole
+
+    def factors(self, t: Types) -> list[float]:
+        """`sx * C / sw[c]`: the real gradient in units of one weight step (QAS is implicit)."""
+        sx, c = t.ins[0].scale, t.ins[1].scale
+        return [sx * c / s for s in weight_scales(t.ins[3], self.geometry.out_c)]
+
+    def gradient_sums(self, t: Types, x: Array, e: Array) -> I64:
+        """A in the shape of the trained slice."""
+        g = self.geometry
+        canvas = g.padded(as_i64(x).reshape(g.in_h, g.in_w, g.in_c) - t.ins[0].zero_point).astype(np.float64)
+        e2 = as_i64(e).reshape(-1, g.out_c).astype(np.float64)
+        a = np.zeros(g.weight_shape)
+        for ky in range(g.k_h):
+            for kx in range(g.k_w):
+                v = g.tap(canvas, ky, kx).reshape(-1, g.in_c)  # type: ignore[arg-type]
+                if g.depthwise:
+                    a[0, ky, kx] = (e2 * np.repeat(v, g.multiplier, axis=1)).sum(0)
+                else:
+                    a[:, ky, kx] = e2.T @ v
+        return (a[..., list(self.trained)] if self.trained else a).astype(np.int64)
+
+    def reference(self, t: Types, xs: Sequence[Array], control: Control) -> tuple[Array, ...]:
+        g = self.geometry
+        a = self.gradient_sums(t, xs[0], xs[1])
+        m, exponent = self.step_table(self.factors(t))
+        if g.depthwise:
+            m, exponent = (v[list(self.trained)] if self.trained else v for v in (m, exponent))
+        else:
+            m, exponent = (v.reshape(-1, 1, 1, 1) for v in (m, exponent))
+        scaled = (as_i64(m) * control.learning_rate) >> 15
+        d = np.clip(round_shift(a * scaled, int(xs[2]) - as_i64(exponent) - 1), -(1 << 23), 1 << 23)
+        state = [v.reshape(a.shape) for v in xs[3:]]
+        held: list[Array] = []
+        if self.batch > 1:
+            d, keep = self.batched(d, state[-1], control)
+            held = [keep]
+        residual = state[1] if MODES[self.mode] else None
+        u = random16(random_key(control.seed, control.step, 4 * self.stream + _WEIGHT_STREAM), self.linear_index())
+        new = [*apply_step(self.mode, state[0], residual, d, u), *held]
+        return tuple(v.reshape(x.shape).astype(x.dtype) for v, x in zip(new, xs[3:], strict=True))
+
+    def macs(self, t: Types) -> int:
+        return self.geometry.macs * self.channels // self.geometry.weight_shape[-1]
+
+    def kernel(self, t: Types) -> Kernel:
+        g = self.geometry
+        m, exponent = self.step_table(self.factors(t))
+        params = g.params() | {
+            "x_zero": t.ins[0].zero_point,
+            "trained": len(self.trained),
+            "mode": self.mode,
+            "batch": self.batch,
+            "stream": 4 * self.stream + _WEIGHT_STREAM,
+        }
+        tables = [("step_m", m), ("step_t", exponent)]
+        if self.trained:
+            tables.append(("channel", channel_table(self.trained, g.weight_shape[-1])))
+        template = "depthwise_weight_update" if g.depthwise else "conv2d_weight_update"
+        return Kernel(template, params, tuple(tables), 4 * self.channels, control=True)
+
+
+def apply_step(mode: str, w: Array, residual: Array | None, d: I64, u: I64) -> list[I64]:
+    """The new weights (and residuals) after a step `d` in Q16 of one weight step, `u` 16 random bits each."""
+    w64 = as_i64(w)
+    if mode in ("sr", "nearest"):
+        u = u if mode == "sr" else np.full_like(u, 1 << 15)
+        return [np.where(d == 0, w64, np.clip(w64 - ((d + u) >> 16), -127, 127))]
+    assert residual is not None
+    if mode == "r4":
+        bits, move = 4, (d + (u & 4095)) >> 12
+    else:
+        bits, move = 8, (d + 128) >> 8
+    half = 1 << (bits - 1)
+    total = np.clip((w64 << bits) + as_i64(residual) - move, -(127 << bits) - half, (127 << bits) + half - 1)
+    new = np.clip((total + half) >> bits, -127, 127)
+    left = np.clip(total - (new << bits), -half, half - 1)
+    return [np.where(d == 0, w64, new), np.where(d == 0, as_i64(residual), left)]
+
+
+@dataclass(frozen=True)
+class BiasUpdate(Update):
+    """The bias update: `e, k, b, [held] -> b, [held]`, in place; b is int32 in units of `sx * sw[c]`.
+
+    Attributes:
+        units: `sx * sw[c]`, the real value of one step of each bias.
+        channels: output channels.
+    """
+
+    title = "BIAS_UPDATE"
+    units: tuple[float, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        return len(self.units)
+
+    def infer(self, ins: tuple[TensorType, ...]) -> Inferred:
+        require(len(ins) == 3 + (self.batch > 1), "state does not fit the batch")
+        require(ins[0].elements % self.channels == 0 and ins[2].elements == self.channels, f"bias {ins[2]} does not fit")
+        return tuple((s.shape, s.dtype) for s in ins[2:])
+
+    def factors(self, t: Types) -> list[float]:
+        return [t.ins[0].scale / unit for unit in self.units]
+
+    def reference(self, t: Types, xs: Sequence[Array], control: Control) -> tuple[Array, ...]:
+        total = as_i64(xs[0]).reshape(-1, self.channels).sum(0)
+        m, exponent = self.step_table(self.factors(t))
+        scaled = (as_i64(m) * control.learning_rate) >> 15
+        d = np.clip(round_shift(total * scaled, int(xs[1]) - as_i64(exponent) + 7), -_BATCH_LIMIT, _BATCH_LIMIT)
+        held: list[Array] = []
+        if self.batch > 1:
+            d, keep = self.batched(d, xs[3], control)
+            held = [keep]
+        u: I64 = np.full(self.channels, 128)
+        if self.mode in ("sr", "r4"):
+            key = random_key(control.seed, control.step, 4 * self.stream + _BIAS_STREAM)
+            u = random16(key, np.arange(self.channels)) & 255
+        b = as_i64(xs[2])
+        new = np.where(d == 0, b, np.clip(b - ((d + u) >> 8), -(1 << 30), 1 << 30))
+        return (new.astype(np.int32), *held)
+
+    def kernel(self, t: Types) -> Kernel:
+        m, exponent = self.step_table(self.factors(t))
+        params: dict[str, int | str | bool] = {
+            "pixels": t.ins[0].elements // self.channels,
+            "channels": self.channels,
+            "mode": self.mode,
+            "batch": self.batch,
+            "stream": 4 * self.stream + _BIAS_STREAM,
+        }
+        return Kernel("bias_update", params, (("step_m", m), ("step_t", exponent)), 0, control=True)
+

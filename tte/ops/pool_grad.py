@@ -1,0 +1,152 @@
+"""Gradients of the pools and of MEAN: int8 error tensors with a run-time exponent (`dL/dx = C * 2**-k * e`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tte.fixed import I64, INT32_MAX, as_i64, to_int8
+from tte.ir import Shape, TensorType
+from tte.ops.base import Array, Control, Inferred, Kernel, Op, Types, require
+from tte.ops.broadcast import loops
+from tte.ops.linear import Geometry
+from tte.ops.pool import overlap, valid_taps, window_params
+
+
+@dataclass(frozen=True)
+class PoolGrad(Op):
+    """What both pool gradients share: the forward geometry."""
+
+    geometry: Geometry = Geometry(1, 1, 1, 1, 1, 1)
+
+    @property
+    def x_shape(self) -> Shape:
+        g = self.geometry
+        return (1, g.in_h, g.in_w, g.in_c)
+
+    def fits(self, e: TensorType) -> None:
+        """Raises ModelError unless `e` has as many elements as the pool's output."""
+        g = self.geometry
+        require(e.elements == g.out_h * g.out_w * g.out_c, f"error {e} does not fit {g}")
+
+    def scattered(self, parts: Sequence[tuple[int, int, I64]]) -> I64:
+        """The sum [in_h, in_w, C] of values [out_h, out_w, C], each sent back to its tap (ky, kx)."""
+        g = self.geometry
+        canvas = g.padded(np.zeros((g.in_h, g.in_w, g.in_c), np.int64))
+        for ky, kx, part in parts:
+            view = g.tap(canvas, ky, kx)
+            view += part
+        return canvas[g.pad_h : g.pad_h + g.in_h, g.pad_w : g.pad_w + g.in_w]
+
+
+@dataclass(frozen=True)
+class AveragePoolGrad(PoolGrad):
+    """`e [y], k -> e_x [x], k_x`: every window's error to each of its n valid taps, divided by n.
+
+    The factor C of e_x is e's over the smallest n; `acc = sum e * R[n]`, `R[n] = round(2**f * smallest / n)`; then
+    block-floating requantisation, `k_x = k + f - s`.
+    """
+
+    title = "AVERAGE_POOL_GRAD"
+
+    def infer(self, ins: tuple[TensorType, ...]) -> Inferred:
+        self.fits(ins[0])
+        require(127 * overlap(self.geometry) <= INT32_MAX, "the sum over overlapping windows can pass int32")
+        return ((self.x_shape, "int8"), ((), "int32"))
+
+    def prescale(self) -> tuple[I64, int]:
+        """R for n = 0 .. kh * kw (0 for an n that does not occur), and f."""
+        g = self.geometry
+        counts = np.unique(valid_taps(g))
+        f = 0 if len(counts) == 1 else min(8, int(math.log2(INT32_MAX / (127 * overlap(g)))))
+        table = np.zeros(g.k_h * g.k_w + 1, np.int64)
+        table[counts] = np.rint(2.0**f * counts.min() / counts)
+        return table, f
+
+    def reference(self, t: Types, xs: Sequence[Array], control: Control) -> tuple[Array, ...]:
+        g = self.geometry
+        table, f = self.prescale()
+        scaled = as_i64(xs[0]).reshape(g.out_h, g.out_w, g.out_c) * table[valid_taps(g)][..., None]
+        acc = self.scattered([(ky, kx, scaled) for ky in range(g.k_h) for kx in range(g.k_w)])
+        e, s = to_int8(acc)
+        return e.astype(np.int8).reshape(self.x_shape), np.asarray(int(xs[1]) + f - s, np.int32)
+
+    def macs(self, t: Types) -> int:
+        return 2 * t.ins[0].elements * self.geometry.k_h * self.geometry.k_w
+
+    def kernel(self, t: Types) -> Kernel:
+        table, f = self.prescale()
+        params = window_params(self.geometry) | {"f": f, "uneven": f > 0}
+        return Kernel("average_pool_grad", params, (("prescale", table.astype(np.int16)),) if f else ())
+
+
+@dataclass(frozen=True)
+class MaxPoolGrad(PoolGrad):
+    """`x, e [y] -> e_x [x]`: every window's error to its first largest element, found again from x.
+
+    Where windows overlap, the inputs are `x, e, k` and the outputs `e_x, k_x`: the sums are requantised,
+    `k_x = k - s`. Where they do not, nothing is summed and the exponent is shared.
+    """
+
+    title = "MAX_POOL_GRAD"
+
+    @property
+    def sums(self) -> bool:
+        return overlap(self.geometry) > 1
+
+    def infer(self, ins: tuple[TensorType, ...]) -> Inferred:
+        require(len(ins) == 2 + self.sums, f"{self.title} takes x, e and, where windows overlap, k")
+        self.fits(ins[1])
+        require(127 * overlap(self.geometry) <= INT32_MAX, "the sum over overlapping windows can pass int32")
+        out = (self.x_shape, "int8")
+        return (out, ((), "int32")) if self.sums else (out,)
+
+    def reference(self, t: Types, xs: Sequence[Array], control: Control) -> tuple[Array, ...]:
+        g = self.geometry
+        canvas = g.padded(as_i64(xs[0])[0] + 129)  # 0, the padding, is below every element
+        taps = [(ky, kx) for ky in range(g.k_h) for kx in range(g.k_w)]
+        first = np.argmax([g.tap(canvas, ky, kx) for ky, kx in taps], axis=0)
+        e = as_i64(xs[1]).reshape(g.out_h, g.out_w, g.out_c)
+        acc = self.scattered([(ky, kx, np.where(first == i, e, 0)) for i, (ky, kx) in enumerate(taps)])
+        if not self.sums:
+            return (acc.astype(np.int8).reshape(self.x_shape),)
+        e_x, s = to_int8(acc)
+        return e_x.astype(np.int8).reshape(self.x_shape), np.asarray(int(xs[2]) - s, np.int32)
+
+    def macs(self, t: Types) -> int:
+        return (2 if self.sums else 1) * t.ins[1].elements * self.geometry.k_h * self.geometry.k_w
+
+    def kernel(self, t: Types) -> Kernel:
+        g = self.geometry
+        # With overlap the sums of one channel at a time are held, and made twice: for the maximum, for the result.
+        workspace = 4 * g.in_h * g.in_w if self.sums else 0
+        return Kernel("max_pool_grad", window_params(g) | {"sums": self.sums}, workspace=workspace)
+
+
+@dataclass(frozen=True)
+class MeanGrad(Op):
+    """`e, k -> e_x, k_x`: e repeated along the reduced axes; the factor C of e_x is e's over the number of terms.
+
+    Attributes:
+        shape: of x.
+        kept: e's shape with the reduced axes kept as 1.
+    """
+
+    title = "MEAN_GRAD"
+    shape: Shape = ()
+    kept: Shape = ()
+
+    def infer(self, ins: tuple[TensorType, ...]) -> Inferred:
+        require(ins[0].elements == math.prod(self.kept), f"error {ins[0]} does not fit {self.kept}")
+        loops(self.shape, [self.kept])
+        return ((self.shape, "int8"), ((), "int32"))
+
+    def reference(self, t: Types, xs: Sequence[Array], control: Control) -> tuple[Array, ...]:
+        e = np.broadcast_to(np.reshape(xs[0], self.kept), self.shape).astype(np.int8)
+        return e, np.asarray(int(xs[1]), np.int32)
+
+    def kernel(self, t: Types) -> Kernel:
+        return Kernel("mean_grad", loops(self.shape, [self.kept]).params(("e",)))

@@ -1,0 +1,1 @@
+"""Order of steps, addresses of tensors, and an independent proof of both."""

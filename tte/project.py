@@ -1,0 +1,259 @@
+"""A build folder: a PlatformIO project with the model it came from, so that it can be proved and run later."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tte
+from tte import board as boards
+from tte import codegen, firmware, toolchain
+from tte.board import Board
+from tte.compiler import Compiled, Options, compile_model
+from tte.errors import BoardError, DataError, ModelError, ToolchainError
+from tte.ir import Role
+from tte.planner.arena import Plan
+from tte.training.autodiff import Numerics
+
+MANIFEST = "build.json"
+_KEPT = "source"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a build needs of a board, in bytes; `ram` and `flash` are the linker's figures plus the stack bound."""
+
+    ram_bytes: int
+    flash_bytes: int
+    arena_bytes: int
+    state_bytes: int
+    stack_bytes: int
+    other_bytes: int
+    ram_limit: int
+    flash_limit: int
+    lower_bound: int
+    peak_step: str
+
+    @property
+    def fits(self) -> bool:
+        return self.ram_bytes <= self.ram_limit and self.flash_bytes <= self.flash_limit
+
+
+@dataclass(frozen=True, eq=False)
+class Build:
+    """A finished build."""
+
+    folder: Path
+    name: str
+    board: Board
+    compiled: Compiled
+    memory: Memory
+    hash: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The facts of the manifest and of `tte build --json`."""
+        c = self.compiled
+        return {
+            "tte": tte.__version__,
+            "name": self.name,
+            "hash": self.hash,
+            "board": self.board.name,
+            "scheme": c.scheme,
+            "loss": c.loss.title if c.loss else None,
+            "options": asdict(c.options),
+            "steps": len(c.plan.program.graph.nodes),
+            "trained_layers": sorted(c.updates),
+            "pruned": asdict(c.pruned) if c.pruned else None,
+            **asdict(self.memory),
+            "fits": self.memory.fits,
+        }
+
+
+def build(
+    model: Path,
+    board: Board,
+    options: Options,
+    out: Path,
+    *,
+    ram: int | None = None,
+    dump_ir: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Build:
+    """Compiles a model, lays out the project in `out` and builds it for the board.
+
+    A build that fails leaves no new folder behind, and an older build in `out` untouched where planning already
+    shows that it would not fit.
+
+    Args:
+        ram: a limit below the board's own, in bytes.
+
+    Raises:
+        ModelError, BoardError, ToolchainError, DataError: see the message; nothing was left half-written.
+    """
+    missing = [m for m in toolchain.check() if m.tool == "arm-none-eabi-gcc"]
+    say(f"reading {model.name}")
+    compiled = compile_model(model, options, say)
+    if dump_ir is not None:
+        _dump(compiled, dump_ir)
+    limit = min(ram or board.ram_bytes, board.ram_bytes)
+    refuse_unless_it_fits(compiled.plan, board, limit)
+    if missing and not toolchain.compiler_package().is_dir():
+        say("arm-none-eabi-gcc is not on PATH: PlatformIO will fetch it")
+    name = codegen.c_name(compiled.forward.name)
+    note = f"{compiled.forward.name}, {compiled.scheme} update, {options.numerics.mode}, for {board.title}"
+    files = codegen.render(compiled.plan, name, note)
+    digest = codegen.model_hash(compiled.plan)
+    with _removed_on_failure(out):
+        window = limit // 32 * 32 if ram else None
+        project = firmware.generate_project(out, files, board, name=name, ram_window_bytes=window)
+        say(f"compiling for {board.title}")
+        try:
+            result = firmware.build(project)
+        except BoardError as error:
+            raise BoardError(error.what, where=error.where, limit=error.limit, remedy=_remedy(compiled.plan)) from None
+        _agree(compiled.plan, result)
+        memory = _memory(compiled.plan, result, board, limit)
+        if memory.ram_bytes > limit:
+            raise too_large("RAM", memory.ram_bytes, limit, board, compiled.plan)
+        finished = Build(out, name, board, compiled, memory, digest)
+        _keep(finished, model, options)
+    return finished
+
+
+def refuse_unless_it_fits(plan: Plan, board: Board, ram_limit: int) -> None:
+    """Raises BoardError when arena, state and stack, or the constants alone, already exceed the board."""
+    ram = plan.arena_bytes + codegen.state_bytes(plan) + board.stack_bytes
+    if ram > ram_limit:
+        raise too_large("RAM", ram, ram_limit, board, plan)
+    constants = sum(t.type.nbytes for r in (Role.CONST, Role.PARAM) for t in plan.program.graph.of_role(r))
+    if constants > board.flash_bytes:
+        raise too_large("flash", constants, board.flash_bytes, board, plan)
+
+
+def too_large(what: str, need: int, limit: int, board: Board, plan: Plan) -> BoardError:
+    """The error for a plan that a board cannot hold: by how much, at which operator, and what would help."""
+    node = plan.program.graph.nodes[plan.peak_step]
+    state = codegen.state_bytes(plan)
+    place = f"; the arena peaks at {plan.arena_bytes:,} bytes in step {plan.peak_step}, {node.name} ({node.op.title})"
+    detail = f"{place}; trained state {state:,} bytes" if what == "RAM" else ""
+    return BoardError(
+        f"needs {need:,} bytes of {what}, {need - limit:,} too many{detail}",
+        where=board.name,
+        limit=f"{limit:,} bytes of {what}",
+        remedy=_remedy(plan) if what == "RAM" else "a board with more flash, or a smaller model",
+    )
+
+
+def _remedy(plan: Plan) -> str:
+    if plan.peak_step < plan.program.forward:
+        return "the forward pass binds: a smaller input or model, or a board with more RAM"
+    return "the backward pass binds: train fewer or later layers (--update last, or a smaller scheme), or --mode sr"
+
+
+def _agree(plan: Plan, result: firmware.BuildResult) -> None:
+    """The linker's variables against the plan."""
+    for name, size in (("arena", max(plan.arena_bytes, 8)), ("state", codegen.state_bytes(plan))):
+        found = [v.size for v in result.variables if v.name == name]
+        if size and found != [size]:
+            raise ToolchainError(f"the linked program's {name} has {found} bytes, the plan {size}", where=result.env)
+
+
+def _memory(plan: Plan, result: firmware.BuildResult, board: Board, limit: int) -> Memory:
+    state = codegen.state_bytes(plan)
+    node = plan.program.graph.nodes[plan.peak_step]
+    return Memory(
+        ram_bytes=result.ram_bytes,
+        flash_bytes=result.flash_bytes,
+        arena_bytes=plan.arena_bytes,
+        state_bytes=state,
+        stack_bytes=result.stack_bound_bytes,
+        other_bytes=result.ram_static_bytes - plan.arena_bytes - state,
+        ram_limit=limit,
+        flash_limit=board.flash_bytes,
+        lower_bound=plan.lower_bound,
+        peak_step=f"{plan.peak_step} {node.name} ({node.op.title})",
+    )
+
+
+def _keep(finished: Build, model: Path, options: Options) -> None:
+    """Copies what the build was made from, then writes the manifest: its presence means the build is whole."""
+    source = finished.folder / _KEPT
+    source.mkdir(exist_ok=True)
+    _replace(source / "model.tflite", model.read_bytes())
+    if Path(options.update).is_file():
+        _replace(source / "scheme.toml", Path(options.update).read_bytes())
+    facts = {**finished.as_dict(), "model": finished.compiled.forward.name}
+    _replace(finished.folder / MANIFEST, (json.dumps(facts, indent=1) + "\n").encode())
+
+
+def load(folder: Path) -> tuple[firmware.Project, Compiled, dict[str, Any]]:
+    """A build folder's project, its plan (compiled again from the kept model) and its manifest.
+
+    Raises:
+        DataError: no finished build, or one whose parts do not belong together.
+    """
+    try:
+        facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        numerics = Numerics(**facts["options"]["numerics"])
+        options = Options(**{**facts["options"], "numerics": numerics})
+        name = str(facts["model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError("no finished build here", where=str(folder), remedy="run `tte build ... --out DIR`") from None
+    scheme = folder / _KEPT / "scheme.toml"
+    if scheme.is_file() and options.update not in ("none", "last", "bias", "full"):
+        options = Options(**{**asdict(options), "update": str(scheme), "numerics": numerics})
+    project = firmware.open_project(folder)
+    try:
+        compiled = compile_model(folder / _KEPT / "model.tflite", options, name=name)
+    except ModelError as error:
+        raise DataError(f"the build's own model is damaged: {error.what}", where=str(folder)) from None
+    if codegen.model_hash(compiled.plan) != facts.get("hash"):
+        raise DataError(
+            "the generated code comes from another version of tte or of the model",
+            where=str(folder),
+            remedy="run `tte build` again",
+        )
+    return project, compiled, facts
+
+
+def board_of(name: str) -> Board:
+    """A board by name or JSON file."""
+    return boards.load(name)
+
+
+def _dump(compiled: Compiled, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stage, text in compiled.dumps:
+            _replace(folder / f"{stage}.txt", text.encode())
+    except OSError as error:
+        raise DataError(f"cannot write: {error.strerror}", where=str(folder)) from None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(folder: Path) -> Iterator[None]:
+    """A folder that did not exist is removed again when its build fails; an older one loses its manifest meanwhile."""
+    new = not folder.exists()
+    if folder.exists() and not folder.is_dir():
+        raise DataError("is not a folder", where=str(folder), remedy="choose another --out")
+    if not new and any(folder.iterdir()) and not (folder / MANIFEST).is_file() and not (folder / "platformio.ini").is_file():
+        raise DataError("the folder holds other things", where=str(folder), remedy="choose an empty or new --out")
+    try:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        yield
+    except BaseException:
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise

@@ -1,0 +1,125 @@
+"""Update schemes: which biases and which channels of which weights train."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tte.errors import ModelError
+from tte.ir import Graph, Node
+from tte.ops.linear import Linear, weight_scales
+
+BUILT_IN = ("last", "bias", "full")
+
+
+@dataclass(frozen=True)
+class UpdateScheme:
+    """What trains beside the head, by layer name.
+
+    Attributes:
+        name: "last", "bias", "full" or the file's name.
+        bias: layers whose bias trains.
+        weights: layers whose weights train, with the fraction of input channels (depthwise: of channels) in (0, 1].
+        head: whether the head trains (weights and bias).
+    """
+
+    name: str
+    bias: frozenset[str] = frozenset()
+    weights: Mapping[str, float] = field(default_factory=dict)
+    head: bool = True
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """What of one layer trains: its bias, its weights, and which channels of them (empty: all)."""
+
+    bias: bool = False
+    weights: bool = False
+    channels: tuple[int, ...] = ()
+
+
+def linear_nodes(graph: Graph) -> tuple[Node, ...]:
+    """The layers with weights, in order."""
+    return tuple(n for n in graph.nodes if isinstance(n.op, Linear))
+
+
+def load(spec: str, graph: Graph) -> UpdateScheme:
+    """A built-in scheme by name, or one from a TOML file.
+
+    Raises:
+        ModelError: no such scheme or file, a malformed file, a layer the graph lacks, or a fraction out of range.
+    """
+    names = [n.name for n in linear_nodes(graph)]
+    if spec == "last":
+        return UpdateScheme("last")
+    if spec == "bias":
+        return UpdateScheme("bias", frozenset(names))
+    if spec == "full":
+        return UpdateScheme("full", frozenset(names), {n: 1.0 for n in names})
+    path = Path(spec)
+    if not path.is_file():
+        raise ModelError(
+            "no such update scheme",
+            where=spec,
+            remedy=f"use one of {', '.join(BUILT_IN)}, or the path of a TOML file with `bias` and `[weights]`",
+        )
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ModelError(f"not a readable TOML file: {error}", where=spec) from None
+    return _from_content(content, path, names)
+
+
+def _from_content(content: Mapping[str, Any], path: Path, names: list[str]) -> UpdateScheme:
+    where = str(path)
+    unknown = set(content) - {"model", "head", "bias", "weights"}
+    if unknown:
+        raise ModelError(f"unknown key {sorted(unknown)[0]!r}", where=where, remedy="keys: model, head, bias, weights")
+    bias, weights, head = content.get("bias", []), content.get("weights", {}), content.get("head", True)
+    if not isinstance(bias, list) or not isinstance(weights, dict) or not isinstance(head, bool):
+        raise ModelError("bias must be a list of layers, weights a table, head true or false", where=where)
+    for layer in [*bias, *weights]:
+        if layer not in names:
+            near = difflib.get_close_matches(str(layer), names, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ModelError(f"the model has no layer {layer!r}", where=where, remedy=hint + "`tte inspect` lists them")
+    for layer, fraction in weights.items():
+        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
+            raise ModelError(f"{layer}: fraction {fraction!r}", where=where, limit="above 0 and at most 1")
+    return UpdateScheme(path.stem, frozenset(bias), {k: float(v) for k, v in weights.items()}, head)
+
+
+def resolve(graph: Graph, scheme: UpdateScheme, head: Node | None) -> dict[str, LayerUpdate]:
+    """The scheme applied to a graph: what trains, by node name; layers that stay frozen are absent."""
+    updates = {}
+    for node in linear_nodes(graph):
+        if head is not None and node.name == head.name and scheme.head:
+            updates[node.name] = LayerUpdate(bias=True, weights=True)
+            continue
+        fraction = scheme.weights.get(node.name, 0.0)
+        update = LayerUpdate(node.name in scheme.bias, fraction > 0, strongest_channels(graph, node, fraction))
+        if update.bias or update.weights:
+            updates[node.name] = update
+    return updates
+
+
+def strongest_channels(graph: Graph, node: Node, fraction: float) -> tuple[int, ...]:
+    """The channels of the last weight axis with the largest L2 norm of real weights, ascending; () for all of them."""
+    w = graph.type(node.inputs[1])
+    size = w.shape[-1]
+    count = max(1, round(fraction * size))
+    if fraction == 0 or count >= size:
+        return ()
+    geometry = node.op.site(graph.types(node.inputs))
+    scales = np.array(weight_scales(w, geometry.out_c))
+    data = graph.data(node.inputs[1]).reshape(geometry.weight_shape).astype(np.float64)
+    real = data * (scales if geometry.depthwise else scales.reshape(-1, 1, 1, 1))
+    norms = (real**2).sum(axis=(0, 1, 2))
+    # A stable sort makes ties fall to the lower channel on every machine.
+    return tuple(sorted(int(c) for c in np.argsort(-norms, kind="stable")[:count]))
