@@ -27,6 +27,9 @@ static inline int32_t tte_bit_length(uint32_t v) { return v ? 32 - __builtin_clz
 
 static inline uint32_t tte_abs(int32_t v) { return v < 0 ? 0u - (uint32_t)v : (uint32_t)v; }
 
+/* Converters give dead channels biases as low as INT32_MIN; TFLite's sums then wrap, and so must these. */
+static inline int32_t tte_wrap_add(int32_t a, int32_t b) { return (int32_t)((uint32_t)a + (uint32_t)b); }
+
 /* gemmlowp SaturatingRoundingDoublingHighMul. */
 static inline int32_t tte_high_mul(int32_t a, int32_t b) {
     if (a == INT32_MIN && b == INT32_MIN) return INT32_MAX;
@@ -173,5 +176,9 @@ static inline int32_t tte_bias_step(int32_t sum, int32_t m, int32_t t, int32_t k
     int32_t scaled = (int32_t)((int64_t)m * learning_rate >> 15);
     return (int32_t)tte_clamp64(tte_round_shift((int64_t)sum * scaled, k - t + 7), -(1 << 30), 1 << 30);
 }
+
+static inline int32_t tte_imax(int32_t a, int32_t b) { return a > b ? a : b; }
+
+static inline int32_t tte_imin(int32_t a, int32_t b) { return a < b ? a : b; }
 
 #endif

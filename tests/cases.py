@@ -220,7 +220,7 @@ def _weighted() -> Iterator[Case]:
         yield Case(f"conv-dilated-{padding}", conv(11, 12, 2, 3, **how))
         yield Case(f"depthwise-dilated-{padding}", depthwise(11, 12, 2, 3, **how))
     yield Case("conv-uneven", conv(7, 13, 4, 5, kernel=(5, 3), stride=(2, 3), activation="RELU"))
-    yield Case("conv-no-bias", conv(5, 5, 4, 5, bias=False, activation="RELU_N1_TO_1"))
+    yield Case("depthwise-no-bias", depthwise(5, 5, 4, 2, bias=False, activation="RELU_N1_TO_1"))
     yield Case("conv-saturating", conv(6, 6, 8, 6, 0.05))
     yield Case("conv-saturating-relu", conv(6, 6, 8, 6, 0.1, -100, activation="RELU"))
     yield Case("conv-coarse", conv(6, 6, 8, 6, 200.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class Emulator:
         machine: QEMU's `-M`.
         flash_org, ram_org: addresses of flash and RAM on that machine.
         counter: which timer counts instructions: the firmware's `counter_<counter>.c`.
-        icount_shift: QEMU's `-icount shift=`: 2**shift nanoseconds of virtual time an instruction, as the counter expects.
+        icount_shift: QEMU's `-icount shift=`: an instruction takes 2**shift ns of virtual time, as the counter expects.
         mpu: the machine has an Armv7-M MPU, which then enforces the board's limits.
     """
 
@@ -180,6 +181,9 @@ def _parse(file: Path, text: str) -> Board:
         official=(official.text("platform"), official.text("board")) if official else None,
         manifest=text,
     )
+    for source in board.extra_sources:
+        if not re.fullmatch(r"\w+\.c", source):
+            raise BoardError(f"the board's field tte.extra_sources names {source!r}", where=str(file), limit="NAME.c")
     for field, value in (("upload.maximum_ram_size", board.ram_bytes), ("tte.stack_bytes", board.stack_bytes)):
         if value % 32:
             raise BoardError(f"the board's field {field} must be a multiple of 32", where=str(file))
@@ -204,21 +208,25 @@ def load(name_or_path: str | Path) -> Board:
         BoardError: there is no such board, or its file is not as it should be.
     """
     given = str(name_or_path)
-    if given.endswith(".json"):
+    is_path = given.endswith(".json")
+    if not is_path and not re.fullmatch(r"[\w-]+", given):
+        files = []
+    elif is_path:
         files = [Path(given)]
     else:
         files = [folder / f"{given}.json" for folder in _folders()]
     for file in files:
-        if not file.is_file() or "/" in given and not given.endswith(".json"):
+        if not file.is_file():
             continue
         try:
             return _parse(file, file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise BoardError(f"cannot read the board file: {error}", where=str(file)) from None
-    if given.endswith(".json"):
+    if is_path:
         raise BoardError("there is no such board file", where=given)
-    close = difflib.get_close_matches(given.lower().replace("-", "_"), names(), n=1, cutoff=0.5)
-    guess = f"did you mean {close[0]}? " if close else ""
+    plain = {known.lower().replace("-", "_"): known for known in names()}
+    close = difflib.get_close_matches(given.lower().replace("-", "_"), plain, n=1, cutoff=0.5)
+    guess = f"did you mean {plain[close[0]]}? " if close else ""
     raise BoardError(
         f"unknown board {given!r}",
         remedy=f"{guess}known: {', '.join(names())}; or give a JSON file, or put one into a folder named in TTE_BOARDS",

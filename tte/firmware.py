@@ -269,7 +269,9 @@ def _platformio_ini(board: Board, library: str, ram_window_bytes: int | None) ->
         parts.append(f"[env:{env}]\nplatform = tte-cortexm\nboard = {env}\n{common}")
         if emulated:
             flags = _lines("build_flags", (f"${{env:{env}.build_flags}}", "-DTTE_TRACE"))
-            parts.append(f"; sends the arena after each step of a train step\n[env:{env}_trace]\nextends = env:{env}\n{flags}")
+            parts.append(
+                f"; sends the arena after each step of a train step\n[env:{env}_trace]\nextends = env:{env}\n{flags}"
+            )
         elif board.official:
             platform, official = board.official
             parts.append(
@@ -311,7 +313,7 @@ def build(project: Project, env: str | None = None, *, timeout_s: float = 1800) 
             f"floating-point routines were linked in: {', '.join(program.float_routines)}", where=env,
             remedy="generated code must be integer only; please report this",
         )  # fmt: skip
-    stack = image.stack_bound(program.elf, folder.rglob("*.ci"), _objdump())
+    stack = image.stack_bound(program.elf, project.folder, folder.rglob("*.ci"), _objdump())
     if stack.size > program.stack_reserve_bytes:
         raise BoardError(
             f"the stack may need {stack.size} bytes, {stack.size - program.stack_reserve_bytes} too many, by "
@@ -346,7 +348,9 @@ def _explain_failure(output: str, project: Project, env: str) -> BoardError | To
     if overflows:
         limits = {"FLASH": board.flash_bytes, "RAM": board.ram_bytes}
         return BoardError(
-            " and ".join(f"the program needs {size} bytes more {region} than there is" for region, size in overflows.items()),
+            " and ".join(
+                f"the program needs {size} bytes more {region} than there is" for region, size in overflows.items()
+            ),
             where=board.name,
             limit=", ".join(f"{limits[region]} bytes of {region}" for region in overflows),
             remedy="train fewer layers (--update), or choose a larger board",

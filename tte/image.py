@@ -160,7 +160,7 @@ class _CallGraph:
 
         def walk(name: str, above: tuple[str, ...]) -> StackBound:
             if name in above:
-                raise ToolchainError(f"the program recurses: {' -> '.join([*above[above.index(name):], name])}")
+                raise ToolchainError(f"the program recurses: {' -> '.join([*above[above.index(name) :], name])}")
             if name not in done:
                 if name not in self.frames:
                     raise ToolchainError(f"the stack use of {name} is not known", where=" -> ".join(above))
@@ -178,11 +178,12 @@ def _register_count(part: str) -> int:
     return int(last.lstrip("r")) - int(first.lstrip("r")) + 1 if last else 1
 
 
-def stack_bound(elf: Path, call_graphs: Iterable[Path], objdump: str) -> StackBound:
+def stack_bound(elf: Path, sources: Path, call_graphs: Iterable[Path], objdump: str) -> StackBound:
     """The most stack the program can use from its reset on, one interrupt's frame included.
 
     Args:
-        call_graphs: the .ci files that GCC wrote beside the objects.
+        sources: the folder in which the compiler ran.
+        call_graphs: the .ci files that GCC wrote beside the objects; those of sources that are gone are passed over.
         objdump: the disassembler, for the library's routines.
 
     Raises:
@@ -190,7 +191,10 @@ def stack_bound(elf: Path, call_graphs: Iterable[Path], objdump: str) -> StackBo
     """
     graph = _CallGraph()
     for file in sorted(call_graphs):
-        graph.add_compiled(file.read_text(encoding="utf-8", errors="replace"))
+        text = file.read_text(encoding="utf-8", errors="replace")
+        source = re.match(r'graph: \{ title: "([^"]+)"', text)
+        if source and (sources / source[1]).is_file():
+            graph.add_compiled(text)
     if graph.unknown():
         done = subprocess.run([objdump, "-d", str(elf)], capture_output=True, text=True, check=False)
         if done.returncode:

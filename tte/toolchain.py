@@ -6,6 +6,7 @@ asks PlatformIO's registry.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -82,7 +83,7 @@ def require(tool: str) -> str:
 
 
 def platformio_environment() -> dict[str, str]:
-    """This process's environment, with PlatformIO's telemetry and update check off: each may wait a minute for a network."""
+    """This process's environment, with PlatformIO's telemetry and update check off: each may wait for a network."""
     return {
         **os.environ,
         "PLATFORMIO_SETTING_ENABLE_TELEMETRY": "no",
@@ -109,7 +110,7 @@ def _scons_release(requirement: str) -> tuple[str, str]:
 
 def _scons_package() -> Path | None:
     """The installed tool-scons, if it is of the version that PlatformIO wants."""
-    from platformio.package.manager.core import get_core_package_dir  # type: ignore[import-untyped]
+    from platformio.package.manager.core import get_core_package_dir
 
     found = get_core_package_dir("tool-scons", auto_install=False)
     return Path(found) if found else None
@@ -117,7 +118,7 @@ def _scons_package() -> Path | None:
 
 def compiler_package() -> Path:
     """Where PlatformIO keeps the cross compiler that it fetches from its registry if none is on the PATH."""
-    from platformio.project.config import ProjectConfig  # type: ignore[import-untyped]
+    from platformio.project.config import ProjectConfig
 
     return Path(ProjectConfig.get_instance().get("platformio", "packages_dir")) / "toolchain-gccarmnoneeabi"
 
@@ -134,11 +135,19 @@ def prepare_platformio() -> tuple[Path, bool]:
         ToolchainError: PlatformIO is not installed, or SCons could not be fetched.
     """
     try:
-        from platformio import __version__, app  # type: ignore[import-untyped]
-        from platformio.dependencies import get_core_dependencies  # type: ignore[import-untyped]
-        from platformio.project.config import ProjectConfig  # type: ignore[import-untyped]
+        from platformio import __version__, app
+        from platformio.dependencies import get_core_dependencies
+        from platformio.project.config import ProjectConfig
     except ImportError:
         raise ToolchainError("PlatformIO is not installed", remedy="pip install platformio") from None
+    config = ProjectConfig.get_instance()
+    packages = Path(config.get("platformio", "packages_dir"))
+    try:
+        # PlatformIO makes it, too, but stumbles if two processes do at once
+        Path(config.get("platformio", "core_dir")).mkdir(parents=True, exist_ok=True)
+        packages.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ToolchainError(f"cannot make PlatformIO's folder: {error}", remedy="set PLATFORMIO_CORE_DIR") from None
     # A core folder last used by another PlatformIO would make this one ask the registry at each run.
     if app.get_state_item("last_version", __version__) != __version__:
         app.set_state_item("last_version", __version__)
@@ -146,21 +155,19 @@ def prepare_platformio() -> tuple[Path, bool]:
     if found:
         return found, False
     version, release = _scons_release(get_core_dependencies()["tool-scons"])
-    packages = Path(ProjectConfig.get_instance().get("platformio", "packages_dir"))
     try:
-        packages.mkdir(parents=True, exist_ok=True)
         # a folder of our own, then one rename: of two processes at once one wins, and both are served
         with tempfile.TemporaryDirectory(dir=packages.parent, prefix="tool-scons-") as temporary:
             made = Path(temporary) / "tool-scons"
             _fetch_scons(release, made)
             _describe_package(made, version)
-            target = packages / "tool-scons"
-            if target.exists() and not _scons_package():
-                os.rename(target, Path(temporary) / "replaced")
-            try:
-                os.rename(made, target)
-            except OSError:
-                pass  # another process was first; looked at below
+            found = _scons_package()
+            if found:
+                return found, False  # another process was first
+            # a release that another PlatformIO uses stays, as when PlatformIO itself installs two
+            plain = packages / "tool-scons"
+            with contextlib.suppress(OSError):  # another process was first after all; looked at below
+                os.rename(made, plain if not plain.exists() else packages / f"tool-scons@{version}")
     except OSError as error:
         raise ToolchainError(f"cannot install SCons for PlatformIO: {error}", where=str(packages)) from None
     found = _scons_package()

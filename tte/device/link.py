@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tte.errors import DeviceError
@@ -24,11 +24,18 @@ class ProcessLink:
         command: the program.
         what: its name in messages.
         folder: its working directory.
+        environment: its environment, instead of this process's.
         fifos: named pipes (to it, from it) that the program opens by itself, instead of its standard input and output.
     """
 
     def __init__(
-        self, command: Sequence[str], *, what: str, folder: Path | None = None, fifos: tuple[Path, Path] | None = None
+        self,
+        command: Sequence[str],
+        *,
+        what: str,
+        folder: Path | None = None,
+        fifos: tuple[Path, Path] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._what = what
         self._messages = b""
@@ -41,7 +48,7 @@ class ProcessLink:
                 own.append(os.open(fifos[0], os.O_RDWR | os.O_NONBLOCK))
                 own.append(os.open(fifos[1], os.O_RDONLY | os.O_NONBLOCK))
             self._process = subprocess.Popen(
-                command, cwd=folder, start_new_session=True, stderr=subprocess.PIPE,
+                command, cwd=folder, env=environment, start_new_session=True, stderr=subprocess.PIPE,
                 stdin=subprocess.DEVNULL if fifos else subprocess.PIPE,
                 stdout=subprocess.DEVNULL if fifos else subprocess.PIPE,
             )  # fmt: skip
@@ -110,7 +117,7 @@ class ProcessLink:
             ready = select.select(readers, [self._to] if writing else [], [], min(left, 0.5))
             if self._errors in ready[0]:
                 self._collect_messages()
-            if self._to in ready[1] and not self._dead() or self._from in ready[0]:
+            if (self._to in ready[1] and not self._dead()) or self._from in ready[0]:
                 return
             # its last words on the pipe come first: dead only counts if nothing is left to read
             if self._dead() and (writing or not select.select([self._from], [], [], 0)[0]):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tte.errors import ModelError
-from tte.fixed import I64, as_i64, quantize_multiplier, requantise
+from tte.fixed import I64, as_i64, quantize_multiplier, requantise, wrap32
 from tte.ir import Node, Shape, TensorType
 from tte.ops.base import (
     Array,
@@ -184,7 +184,7 @@ class Linear(Op):
         geometry = self.site(t.ins)
         w = join_channels(self.trained, xs[1:-1]).reshape(geometry.weight_shape)
         x = as_i64(xs[0]).reshape(geometry.in_h, geometry.in_w, geometry.in_c) - t.ins[0].zero_point
-        acc = geometry.accumulate(x, as_i64(w)) + as_i64(xs[-1])
+        acc = wrap32(geometry.accumulate(x, as_i64(w)) + as_i64(xs[-1]))
         v = requantise(acc, *self.multipliers(t), self.rounding) + t.outs[0].zero_point
         low, high = activation_range(self.activation, t.outs[0])
         shape = t.outs[0].shape

@@ -61,7 +61,7 @@ class AveragePoolGrad(PoolGrad):
         """R for n = 0 .. kh * kw (0 for an n that does not occur), and f."""
         g = self.geometry
         counts = np.unique(valid_taps(g))
-        f = 0 if len(counts) == 1 else min(8, int(math.log2(INT32_MAX / (127 * overlap(g)))))
+        f = 0 if len(counts) == 1 else min(14, int(math.log2(INT32_MAX / (127 * overlap(g)))))
         table = np.zeros(g.k_h * g.k_w + 1, np.int64)
         table[counts] = np.rint(2.0**f * counts.min() / counts)
         return table, f
