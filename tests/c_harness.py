@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ WARNINGS = ("-std=c11", "-Wall", "-Wextra", "-Werror")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 CORES = ("cortex-m0plus", "cortex-m4", "cortex-m7")
 _END = 0xFFFFFFFF
+_T = TypeVar("_T")
 _LOGITS = "any"
 
 _MAIN = """\
@@ -136,7 +138,7 @@ class Call:
         inputs: values of the graph's inputs.
         train: a training step, else inference.
         control: learning-rate factor, seed, step.
-        params: values for the PARAMs; None: as the last call left them.
+        params: values for PARAMs, the others initial; None: as the last call left them.
     """
 
     inputs: Mapping[str, Array]
@@ -271,7 +273,8 @@ class Bench:
             p = self.plans[name]
             executor = executors.setdefault(name, Executor(p.program.graph))
             if call.params is not None:
-                executor.params = {**executor.params, **call.params}
+                fresh = {t.name: p.program.graph.data(t.name) for t in p.program.graph.of_role(Role.PARAM)}
+                executor.params = {**fresh, **call.params}
             compared += _compare(p, call, executor, answer, f"{name}, call {number}")
         assert not done.returncode, answer.failure
         return compared
@@ -411,7 +414,7 @@ def random_values(graph: Graph, random: np.random.Generator, kind: int = 0, expo
     return values
 
 
-def batched[T](items: Sequence[T], size: int) -> list[list[T]]:
+def batched(items: Sequence[_T], size: int) -> list[list[_T]]:
     """The items dealt out so that every batch holds some of each kind."""
     count = -(-len(items) // size)
     return [list(itertools.islice(items, i, None, count)) for i in range(count)]

@@ -15,6 +15,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy import (
+    FIXTURES,
+    HANG,
+    LOOP,
+    OVERFLOW_STACK,
+    TOY,
+    WRITE_FLASH,
+    WRITE_PAST_RAM,
+    WRITE_RAM_END,
+    X,
+    converse,
+    instead_of_counting,
+    needs_cross,
+    needs_host,
+    needs_qemu,
+    with_define,
+)
 
 from tte import board, firmware, image, native, resources, toolchain
 from tte.device import session
@@ -22,38 +39,8 @@ from tte.device.protocol import TraceStep
 from tte.device.session import Session
 from tte.errors import BoardError, DataError, DeviceError, ToolchainError, TteError
 
-FIXTURES = Path(__file__).parent / "fixtures"
-TOY = {
-    str(file.relative_to(FIXTURES / "toymodel")): file.read_bytes()
-    for file in sorted((FIXTURES / "toymodel").rglob("*"))
-    if file.is_file()
-}
-X = (np.arange(64) % 7 - 3).astype(np.int8)
 MACHINES = ("mps2-an500", "mps2-an386", "mps2-an385", "netduinoplus2", "microbit")
 REAL = ("stm32f746", "nucleo_f446re", "nrf52840", "rp2040")
-
-# Labels by which the toy misbehaves: tests/fixtures/toymodel/include/toy.h
-LOOP, WRITE_PAST_RAM, OVERFLOW_STACK, HANG, WRITE_FLASH, WRITE_RAM_END = 1000, *range(1000001, 1000006)
-
-
-def _needs(*tools: str) -> pytest.MarkDecorator:
-    missing = {item.tool for item in toolchain.check()} & set(tools)
-    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(sorted(missing))}")
-
-
-needs_host = _needs("cc")
-needs_cross = _needs("arm-none-eabi-gcc")
-needs_qemu = _needs("arm-none-eabi-gcc", "qemu-system-arm")
-
-
-def _with_define(text: str) -> dict[str, bytes]:
-    """The toy with a line before its header."""
-    return {**TOY, "include/toy.h": text.encode() + b"\n" + TOY["include/toy.h"]}
-
-
-def _instead_of_counting(statement: bytes) -> dict[str, bytes]:
-    """The toy with another statement where it counts its steps."""
-    return {**TOY, "src/toy.c": TOY["src/toy.c"].replace(b"++step;", statement)}
 
 
 @pytest.fixture(scope="module")
@@ -64,30 +51,6 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, firmware.Pro
     }
 
 
-def _converse(device: Session) -> list[int]:
-    """Every command once; returns the instructions of inference and of three train steps."""
-    model = device.describe()
-    assert (model.name, model.hash, model.trains) == ("toy", "0123456789abcdef", True)
-    assert (model.input_bytes, model.output_bytes, model.state_bytes, model.arena_bytes) == (64, 4, 8, 128)
-    sums = X.reshape(16, 4).sum(axis=0)
-    assert device.infer(X).tolist() == (sums + np.array([1, 2, 3, 4])).tolist()
-    first = device.counters()
-    trained = device.train(X, 2)
-    assert trained.logits.tolist() == (sums + np.array([1, 2, 3, 4])).tolist()
-    assert trained.loss == sum(1 + int(v) for i, v in enumerate(trained.logits) if i != 2)
-    assert device.read_state() == bytes([0, 1, 4, 3, 0, 0, 0, 0])
-    device.write_state(bytes([255, 255, 7, 0, 9, 9, 9, 9]))
-    assert device.infer(X).tolist() == (sums + np.array([-1, -1, 7, 0])).tolist()
-    assert device.read_state() == bytes([255, 255, 7, 0, 9, 9, 9, 9])
-    device.set_control(16384, 0xFFFFFFFF, 41)
-    again = device.train(X.reshape(4, 4, 4), LOOP)
-    counters = device.counters()
-    assert (counters.learning_rate, counters.seed, counters.step) == (16384, 0xFFFFFFFF, 42)
-    with pytest.raises(DeviceError, match="refuses write_state with 3 bytes"):
-        device.write_state(b"123")
-    return [first.infer_instructions, trained.instructions, again.instructions, device.train(X, LOOP + 5).instructions]
-
-
 @needs_host
 @pytest.mark.parametrize("sanitize", [True, False])
 def test_host(projects: dict[str, firmware.Project], sanitize: bool) -> None:
@@ -95,7 +58,7 @@ def test_host(projects: dict[str, firmware.Project], sanitize: bool) -> None:
     made = program.stat().st_mtime_ns
     assert native.build_host(projects["stm32f746"], sanitize=sanitize).stat().st_mtime_ns == made
     with session.open_host(program) as device:
-        assert _converse(device) == [0, 0, 0, 0]
+        assert converse(device) == [0, 0, 0, 0]
 
 
 @needs_host
@@ -114,7 +77,7 @@ def test_host_that_hangs(projects: dict[str, firmware.Project]) -> None:
 
 @needs_host
 def test_target_and_wrong_arguments(tmp_path: Path) -> None:
-    files = _with_define("#define TOY_TARGET_BYTES 4")
+    files = with_define("#define TOY_TARGET_BYTES 4")
     project = firmware.generate_project(tmp_path, files, board.load("stm32f746"), name="toy")
     with session.open_host(native.build_host(project)) as device:
         assert device.describe().target_bytes == 4
@@ -154,7 +117,7 @@ def test_qemu(projects: dict[str, firmware.Project], machine: str) -> None:
     counted = []
     for icount in (True, True, False):
         with session.open_qemu(built.elf, project.board, icount=icount, timeout_s=30) as device:
-            counts = _converse(device)
+            counts = converse(device)
             stack = device.counters()
         if icount:
             # five rounds of 1000 times four instructions, and a few around the loop
@@ -214,7 +177,7 @@ def test_real_board_and_its_twin(projects: dict[str, firmware.Project], name: st
     assert reset & 1 and project.board.flash_org < reset < project.board.flash_org + len(content)
     twin = firmware.build(project, project.env(emulated=True))
     with session.open_qemu(twin.elf, project.board, timeout_s=30) as device:
-        _converse(device)
+        converse(device)
     with session.open_qemu(twin.elf, project.board, timeout_s=30) as device:
         device.train(X, WRITE_RAM_END)
         with pytest.raises(DeviceError, match=f"address 0x{0x20000000 + project.board.ram_bytes:08x}"):
@@ -244,7 +207,7 @@ def test_window_smaller_than_the_board(tmp_path: Path) -> None:
     built = firmware.build(project)
     assert built.stack_reserve_bytes == 640 and 640 + built.ram_static_bytes <= 1056
     with session.open_qemu(built.elf, loaded, timeout_s=10) as device:
-        _converse(device)
+        converse(device)
         with pytest.raises(DeviceError, match="fault: memory protection, address 0x2004fffc"):
             device.train(X, WRITE_RAM_END)
 
@@ -254,14 +217,14 @@ def test_window_smaller_than_the_board(tmp_path: Path) -> None:
     ("files", "error", "says"),
     [
         (
-            _with_define("#define TOY_EXTRA_BYTES 16384"),
+            with_define("#define TOY_EXTRA_BYTES 16384"),
             BoardError,
             r"needs \d+ bytes more RAM.*\n.*16384 bytes of RAM",
         ),
         ({**TOY, "src/bad.c": "int f(void) { int x; return 1 }"}, ToolchainError, "(?s)build failed.*bad.c:1"),
         ({**TOY, "src/warn.c": "int w(void);\nint w(void) { int x; return 1; }"}, ToolchainError, "unused variable"),
         (
-            _instead_of_counting(b"step = (uint32_t)((float)step * 1.5f);"),
+            instead_of_counting(b"step = (uint32_t)((float)step * 1.5f);"),
             ToolchainError,
             "floating-point routines.*__aeabi_f",
         ),
@@ -319,7 +282,7 @@ def test_large_arena_and_a_project_written_again(tmp_path: Path) -> None:
     assert body in TOY["src/toy.c"]
     old = {**TOY, "src/toy.c": TOY["src/toy.c"].replace(body, b""), "src/old.c": apart}
     assert firmware.build(firmware.generate_project(tmp_path, old, loaded, name="toy")).stack_bound_bytes > 3000
-    large = _with_define("#define TOY_EXTRA_BYTES 200000")
+    large = with_define("#define TOY_EXTRA_BYTES 200000")
     project = firmware.generate_project(tmp_path, large, loaded, name="toy")
     assert firmware.build(project).stack_bound_bytes < 1000
     elf = firmware.build(project, project.env(emulated=True, trace=True)).elf

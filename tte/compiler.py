@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tte import passes
 from tte.errors import ModelError
@@ -73,7 +73,7 @@ class Compiled:
 
 
 def compile_model(
-    path: str | os.PathLike[str], options: Options, say: Callable[[str], None] = lambda _: None, *, name: str = ""
+    path: str | Path, options: Options, say: Callable[[str], None] = lambda _: None, *, name: str = ""
 ) -> Compiled:
     """Imports, normalises, differentiates, prunes, orders and places a model, and proves the plan.
 
@@ -87,7 +87,7 @@ def compile_model(
     imported = replace(imported, name=name or imported.name)
     if len(imported.inputs) != 1 or len(imported.outputs) != 1:
         what = f"the model has {len(imported.inputs)} inputs and {len(imported.outputs)} outputs"
-        raise ModelError(what, where=os.fspath(path), limit="one of each")
+        raise ModelError(what, where=str(path), limit="one of each")
     dumps = [("1-imported", imported.text())]
     forward = passes.run(passes.NORMALISE, imported)
     if options.classes:

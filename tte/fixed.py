@@ -73,7 +73,7 @@ def rounding_divide_by_pot(x: Any, exponent: Any) -> I64:
     """`x / 2**exponent`, half away from zero (gemmlowp RoundingDivideByPOT)."""
     x, exponent = as_i64(x), as_i64(exponent)
     mask = (np.int64(1) << exponent) - 1
-    return (x >> exponent) + ((x & mask) > ((mask >> 1) + (x < 0)))
+    return as_i64((x >> exponent) + ((x & mask) > ((mask >> 1) + (x < 0))))
 
 
 def requantise(x: Any, mantissa: Any, shift: Any, rounding: str = "double") -> I64:
@@ -86,7 +86,7 @@ def requantise(x: Any, mantissa: Any, shift: Any, rounding: str = "double") -> I
     x, mantissa, shift = as_i64(x), as_i64(mantissa), as_i64(shift)
     if rounding == "single":
         total = 31 - shift
-        return (x * mantissa + (np.int64(1) << (total - 1))) >> total
+        return as_i64((x * mantissa + (np.int64(1) << (total - 1))) >> total)
     left = np.maximum(shift, 0)
     return rounding_divide_by_pot(srdhm(wrap32(x << left), mantissa), np.maximum(-shift, 0))
 

@@ -134,7 +134,7 @@ def _why_frozen(graph: Graph, index: int) -> str:
         return ""
     if own:
         return str(own)
-    reached = {o for o in graph.nodes[index].outputs}
+    reached = set(graph.nodes[index].outputs)
     blocked = ""
     for later in range(index + 1, len(graph.nodes)):
         node = graph.nodes[later]

@@ -13,6 +13,8 @@ from tte import toolchain
 from tte.errors import ToolchainError
 from tte.firmware import COMMON_FLAGS, HOST_SOURCES, Project
 
+# The fast twin: auto-vectorised for this very computer; integers give the same bytes.
+_FAST = ("-O3", "-march=native")
 _SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g")
 
 
@@ -34,7 +36,7 @@ def build_host(project: Project, *, sanitize: bool = True, trace: bool = False, 
     sources += sorted((library / "src").rglob("*.c"))
     read = sorted({*sources, project.folder / "src" / "port.h", *(library / "src").rglob("*.h")})
     read += sorted((library / "include").rglob("*.h"))
-    flags = [*COMMON_FLAGS, *(_SANITIZE if sanitize else ()), *(("-DTTE_TRACE",) if trace else ())]
+    flags = [*COMMON_FLAGS, *(_SANITIZE if sanitize else _FAST), *(("-DTTE_TRACE",) if trace else ())]
     flags += [f"-I{folder}" for folder in ("src", f"lib/{project.library}/include", f"lib/{project.library}/src")]
     digest = hashlib.sha256(repr((compiler, flags)).encode())
     for file in read:

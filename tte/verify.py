@@ -223,6 +223,7 @@ def _first_wrong_operator(
             start = plan.offsets[name]
             dtype = plan.program.graph.type(name).dtype
             size = (value.size * DTYPES[dtype][0] + 7) // 8
-            for mismatch in compare(known.step, f"{node.op.title} {node.name}", name, value, dtype, arena[start : start + size]):
+            there = arena[start : start + size]
+            for mismatch in compare(known.step, f"{node.op.title} {node.name}", name, value, dtype, there):
                 return mismatch
     return None

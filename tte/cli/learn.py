@@ -78,7 +78,7 @@ def teach(
                 loss_scale=compiled.loss_scale, eval_every=course.eval_every, eval_samples=course.eval_samples,
                 final_samples=course.final_samples, on_event=display,
             )  # fmt: skip
-        stack = 0 if log.interrupted else device.counters().stack_watermark
+        stack = 0 if log.interrupted else device.counters().stack_bytes
     return log, first, stack
 
 
@@ -144,7 +144,7 @@ def demo(output: Output, on: str, out: Path) -> int:
     folder = resources.path("demo")
     options = Options(update="full", numerics=Numerics(_DEMO_RATE))
     made = project.build(folder / "digits.tflite", boards.load("stm32f746"), options, out, say=output.say)
-    opened, compiled, facts = project.load(out)
+    opened, compiled, _ = project.load(out)
     memory = made.memory
     output.console.print(
         f"[bold]digits[/] on an emulated STM32F746: {memory.ram_bytes:,} bytes of RAM, {memory.flash_bytes:,} of flash; "

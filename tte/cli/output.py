@@ -85,7 +85,7 @@ def fail(output: Output, error: TteError) -> None:
     sys.exit(FAILED)
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """A number of bytes: 98304, 96K, 96KB or 1M (K = 1,024)."""
 
     name = "size"

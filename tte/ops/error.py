@@ -58,7 +58,7 @@ class Merge(Op):
         a = _align(as_i64(xs[0]) << 8, ka - k)
         b = _align((as_i64(xs[2]) * m + 64) >> 7, kb - k)
         e, s = to_int8(a + b)
-        return e.astype(np.int8), np.int32(k + 8 - s).reshape(())
+        return e.astype(np.int8), np.array(k + 8 - s, np.int32)
 
     def kernel(self, t: Types) -> Kernel:
         m, exponent = self.ratio(t)

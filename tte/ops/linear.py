@@ -273,6 +273,14 @@ class Window:
             result.append((total - reach) // self.stride[axis] + 1)
         return result[0], result[1]
 
+    def geometry(self, x: TensorType, w: TensorType, out_c: int) -> Geometry:
+        """The geometry of this window over x [1, H, W, C] with weights [., kh, kw, .]."""
+        h, width = self.out((x.shape[1], x.shape[2]), (w.shape[1], w.shape[2]))
+        (_, in_h, in_w, in_c), (_, k_h, k_w, _) = x.shape, w.shape
+        return Geometry(
+            in_h, in_w, in_c, h, width, out_c, k_h, k_w, *self.stride, *self.dilation, self.pad[0], self.pad[2]
+        )
+
 
 @dataclass(frozen=True)
 class Conv2D(Linear):
@@ -284,9 +292,7 @@ class Conv2D(Linear):
     def geometry(self, x: TensorType, w: TensorType) -> Geometry:
         require(len(x.shape) == 4 and x.shape[0] == 1, f"batch 1, rank 4 input, got {x}")
         require(len(w.shape) == 4 and w.shape[3] == x.shape[3], f"weights {w.shape} do not fit input {x.shape}")
-        h, wd = self.window.out((x.shape[1], x.shape[2]), (w.shape[1], w.shape[2]))
-        p, s, d = self.window.pad, self.window.stride, self.window.dilation
-        return Geometry(*x.shape[1:], h, wd, w.shape[0], w.shape[1], w.shape[2], *s, *d, p[0], p[2])
+        return self.window.geometry(x, w, w.shape[0])
 
     def output_shape(self, x: TensorType, w: TensorType) -> Shape:
         g = self.geometry(x, w)
@@ -303,9 +309,7 @@ class DepthwiseConv2D(Conv2D):
         require(len(x.shape) == 4 and x.shape[0] == 1, f"batch 1, rank 4 input, got {x}")
         fits = len(w.shape) == 4 and w.shape[0] == 1 and w.shape[3] > 0 and w.shape[3] % x.shape[3] == 0
         require(fits, f"weights {w.shape} do not fit input {x.shape}")
-        h, wd = self.window.out((x.shape[1], x.shape[2]), (w.shape[1], w.shape[2]))
-        p, s, d = self.window.pad, self.window.stride, self.window.dilation
-        return Geometry(*x.shape[1:], h, wd, w.shape[3], w.shape[1], w.shape[2], *s, *d, p[0], p[2], True)
+        return replace(self.window.geometry(x, w, w.shape[3]), depthwise=True)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class InputGrad(Op):
         g = self.geometry
         terms = g.k_h * g.k_w * (g.multiplier if g.depthwise else g.out_c)
         scales = np.array(weight_scales(t.ins[2], g.out_c))
-        f = min(8, int(math.floor(math.log2((2**31 - 1) / (127 * 127 * terms)))))
+        f = min(8, math.floor(math.log2((2**31 - 1) / (127 * 127 * terms))))
         return np.rint(scales / scales.max() * 2.0**f).astype(np.int64), f
 
     def reference(self, t: Types, xs: Sequence[Array], control: Control) -> tuple[Array, ...]:
@@ -82,7 +82,7 @@ class InputGrad(Op):
                 view += part
         acc = canvas[g.pad_h : g.pad_h + g.in_h, g.pad_w : g.pad_w + g.in_w]
         e_x, s = to_int8(acc)
-        return e_x.astype(np.int8).reshape(t.outs[0].shape), np.int32(int(xs[1]) + f - s).reshape(())
+        return e_x.astype(np.int8).reshape(t.outs[0].shape), np.array(int(xs[1]) + f - s, np.int32)
 
     def macs(self, t: Types) -> int:
         return self.geometry.macs * (1 if self.buffered else 2)

@@ -61,7 +61,7 @@ def load(spec: str, graph: Graph) -> UpdateScheme:
     if spec == "bias":
         return UpdateScheme("bias", frozenset(names))
     if spec == "full":
-        return UpdateScheme("full", frozenset(names), {n: 1.0 for n in names})
+        return UpdateScheme("full", frozenset(names), dict.fromkeys(names, 1.0))
     path = Path(spec)
     if not path.is_file():
         raise ModelError(

@@ -1,0 +1,240 @@
+"""Every kernel template: the generated C equals the reference on every tensor, forward, backward and update.
+
+The operators' cases are those that the reference is held against LiteRT on; a case's backward graph is what autodiff
+makes of it. So an operator that is added is tested here by its cases alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from c_harness import (
+    CORES,
+    Bench,
+    Call,
+    batched,
+    compilers,
+    inference_plan,
+    merged,
+    needs,
+    random_values,
+    training_plan,
+)
+from cases import CASES, Case, conv, dense, depthwise, random_cases
+
+from tte import resources
+from tte.ir import DTYPES, Builder, Graph, QuantParams, Role, TensorType
+from tte.ops.base import Control, Cotangent, Op
+from tte.ops.error import ApplyMask, Merge
+from tte.ops.linear import Linear, frozen_channels
+from tte.ops.linear_grad import MODES, InputGrad
+from tte.ops.loss import MeanSquaredError, SoftmaxCrossEntropy
+from tte.planner.arena import _placed
+from tte.training import scheme
+from tte.training.autodiff import Numerics, _prepare, _Tape
+from tte.training.head import Head, find
+
+_BATCH = 28
+
+
+def backward(case: Case, numerics: Numerics, fraction: float = 1.0, buffered: bool = False) -> Graph:
+    """A case's forward graph with masks, its whole backward graph and updates, for an error given as input."""
+    forward = case.graph()
+    updates = {
+        n.name: scheme.LayerUpdate(True, True, scheme.strongest_channels(forward, n, fraction))
+        for n in scheme.linear_nodes(forward)
+    }
+    end = find(forward).logits
+    forward = _prepare(forward, Head(end, None, False), MeanSquaredError(), updates)
+    tape = _Tape(forward, updates, numerics)
+    tape.trainable = {t.name for r in (Role.INPUT, Role.VALUE) for t in forward.of_role(r)}
+    e = tape.builder.add("error", TensorType(forward.type(end).shape, "int8", QuantParams((0.7,))), Role.INPUT)
+    k = tape.builder.add("exponent", TensorType((), "int32"), Role.INPUT)
+    tape.send(end, Cotangent(e, k))
+    tape.walk(forward.nodes)
+    nodes = tape.builder.nodes
+    if buffered:
+        nodes = [replace(n, op=replace(n.op, buffered=True)) if isinstance(n.op, InputGrad) else n for n in nodes]
+    read = {i for n in nodes for i in n.inputs}
+    ends = [o for n in nodes for o in n.outputs if o not in read and tape.builder.tensors[o].role is Role.VALUE]
+    tape.builder.nodes = nodes
+    return tape.builder.graph((*forward.inputs, e, k), tuple(dict.fromkeys((end, *ends))))
+
+
+def single(op: Op, ins: dict[str, TensorType], outs: dict[str, TensorType]) -> Graph:
+    """One operator, all its inputs given."""
+    builder = Builder(op.title.lower())
+    for name, t in ins.items():
+        builder.add(name, t, Role.INPUT)
+    for name, t in outs.items():
+        builder.add(name, t)
+    builder.emit(op.title.lower(), op, tuple(ins), tuple(outs))
+    return builder.graph(tuple(ins), tuple(outs))
+
+
+def error(*shape: int, scale: float = 1.0) -> TensorType:
+    return TensorType(shape, "int8", QuantParams((scale,)))
+
+
+_K = TensorType((), "int32")
+
+
+def losses() -> list[Graph]:
+    """The losses over accumulators and over int8, one class to a thousand, scales tiny to huge."""
+    graphs = []
+    for classes, scale in itertools.product((1, 2, 10, 1000), (1e-9, 1e-4, 0.02, 3.0)):
+        kinds = [TensorType((1, classes), "int8", QuantParams((scale,), (-7,)))]
+        spread = tuple(float(scale * (1 + i % 7)) for i in range(classes))
+        kinds.append(TensorType((1, classes), "int32", QuantParams(spread, (0,) * classes, 1)))
+        for x in kinds:
+            outs = {"error": error(1, classes), "k": _K, "value": _K}
+            graphs.append(single(SoftmaxCrossEntropy(), {"x": x, "label": _K}, outs))
+    for count in (1, 37, 700):
+        y = TensorType((1, count), "int8", QuantParams((0.1,), (3,)))
+        graphs.append(single(MeanSquaredError(), {"x": y, "target": y}, {"error": error(1, count), "k": _K, "value": _K}))
+    return graphs
+
+
+def errors() -> list[Graph]:
+    """Sums of errors with unlike scales, and masks of odd sizes, in place and not."""
+    graphs = []
+    for ratio, count in itertools.product((1e-6, 0.01, 1.0, 1.37, 900.0), (1, 45)):
+        ins = {"error": error(count), "ka": _K, "error.1": error(count, scale=ratio), "kb": _K}
+        graphs.append(single(Merge(), ins, {"sum": error(count), "k": _K}))
+    for count in (1, 7, 8, 9, 65):
+        graphs.append(single(ApplyMask(), {"error": error(count), "mask": TensorType((count,), "bit")}, {"y": error(count)}))
+    return graphs
+
+
+def wide(case: Case) -> Graph:
+    """A case with every optional output, and its weights split in two where it has any."""
+    graph = case.graph()
+    builder = Builder.of(graph)
+    builder.nodes = []
+    for node in graph.nodes:
+        shape = graph.type(node.outputs[0]).shape
+        outputs = [*node.outputs]
+        op, inputs = node.op, node.inputs
+        if hasattr(op, "mask"):
+            op = replace(op, mask=True)
+            outputs.append(builder.add("mask", TensorType(shape, "bit")))
+        if isinstance(op, Linear):
+            op = replace(op, acc=True)
+            outputs.append(builder.add("accumulators", TensorType(shape, "int32")))
+            channels = scheme.strongest_channels(graph, node, 0.4)
+            if channels:
+                whole = graph.tensors[inputs[1]]
+                assert whole.data is not None
+                parts = []
+                for chosen in (list(channels), frozen_channels(channels, whole.type.shape[-1])):
+                    data = np.ascontiguousarray(whole.data[..., chosen])
+                    parts.append(builder.add("part", replace(whole.type, shape=data.shape), Role.CONST, data))
+                op, inputs = replace(op, trained=channels), (inputs[0], *parts, inputs[-1])
+        builder.emit(node.name, op, inputs, outputs)
+    made = {o for n in builder.nodes for o in n.outputs}
+    return builder.graph(graph.inputs, tuple(sorted(made)))
+
+
+def forward_calls(graph: Graph, seed: int, count: int = 5) -> list[Call]:
+    random = np.random.default_rng(seed)
+    return [Call(_with_labels(graph, random_values(graph, random, kind), random)) for kind in range(count)]
+
+
+def _with_labels(graph: Graph, values: dict[str, np.ndarray], random: np.random.Generator) -> dict[str, np.ndarray]:
+    for node in graph.nodes:
+        if isinstance(node.op, SoftmaxCrossEntropy):
+            classes = graph.type(node.inputs[0]).elements
+            values[node.inputs[1]] = np.array(random.integers(classes), np.int32)
+    return values
+
+
+def training_calls(graph: Graph, seed: int) -> list[Call]:
+    """Steps that go on from each other, with unlike factors and exponents, from the initial and from a random state."""
+    random = np.random.default_rng(seed)
+    calls = []
+    for number, (kind, rate, exponents) in enumerate(
+        [
+            (0, 32768, (8, 28)),
+            (1, 20001, (2, 24)),
+            (4, 32768, (8, 24)),
+            (0, 32768, (12, 20)),
+            (2, 32768, (8, 20)),
+            (3, 1, (-20, 70)),
+            (1, 32768, (-70, 70)),
+            (0, 0, (8, 28)),
+        ]
+    ):
+        params = None
+        if number in (0, 3):
+            params = {t.name: _random_param(t.type, random) for t in graph.of_role(Role.PARAM) if number}
+            params = {k: v for k, v in params.items() if v is not None}
+        control = Control(rate, int(random.integers(1 << 32)) if number % 3 else 0, number if number < 5 else 2**32 - 1)
+        values = random_values(graph, random, kind, exponents)
+        calls.append(Call(_with_labels(graph, values, random), True, control, params))
+    return calls
+
+
+def _random_param(t: TensorType, random: np.random.Generator) -> np.ndarray | None:
+    """Weights and residuals anywhere in their range; biases and held sums stay."""
+    if t.dtype == "int32":
+        return None
+    low, high = (-8, 8) if t.dtype == "int4" else (-127, 128)
+    return random.integers(low, high, t.shape).astype(DTYPES[t.dtype][1])
+
+
+def all_cases() -> list[Case]:
+    return [*CASES, *random_cases(60)]
+
+
+def backward_graphs() -> list[Graph]:
+    """Every case's backward graph; the modes, batch sizes, fractions and dX variants come round in turn."""
+    variants = list(itertools.product(MODES, (1, 3), (1.0, 0.4), (False, True)))
+    own = [
+        Case("odd", conv(5, 7, 5, 3, kernel=(3, 5), stride=(3, 2), activation="RELU6")),
+        Case("wise", depthwise(7, 5, 5, 2, kernel=(5, 3), stride=(2, 3), activation="RELU")),
+        Case("full", dense(9, 5)),
+    ]
+    graphs = [
+        backward(case, Numerics(0.02, mode, batch), fraction, buffered)
+        for case in own
+        for mode, batch, fraction, buffered in variants
+    ]
+    for i, case in enumerate(all_cases()):
+        mode, batch, fraction, buffered = variants[i * 5 % len(variants)]
+        graphs.append(backward(case, Numerics(0.02, mode, batch), fraction, buffered))
+    return graphs
+
+
+GROUPS: dict[str, tuple[Callable[[], list[Graph]], bool]] = {
+    "forward": (lambda: [c.graph() for c in all_cases()], False),
+    "wide": (lambda: [wide(c) for c in all_cases()], False),
+    "errors": (lambda: [*losses(), *errors()], False),
+    "backward": (backward_graphs, True),
+}
+
+
+def bench(group: str, folder: Path) -> tuple[Bench, dict[str, list[Call]]]:
+    """A group's graphs in one executable, and the calls to make."""
+    make, trains = GROUPS[group]
+    plans, calls = {}, {}
+    for i, some in enumerate(batched(make(), _BATCH)):
+        name = f"{group}{i}"
+        graph = merged(some, name)
+        plans[name] = training_plan(graph, _placed) if trains else inference_plan(graph)
+        whole = plans[name].program.graph
+        calls[name] = training_calls(whole, i) if trains else forward_calls(whole, i)
+    return Bench(plans, folder), calls
+
+
+@needs("gcc")
+@pytest.mark.parametrize("group", GROUPS)
+def test_equals_the_reference(group: str, tmp_path: Path) -> None:
+    """On random and saturating inputs, with sanitizers and a watch on the bytes that each step may write."""
+    made, calls = bench(group, tmp_path)
+    assert made.check(calls) > 40_000

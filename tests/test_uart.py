@@ -1,0 +1,65 @@
+"""The serial drivers of real boards, on QEMU's machines that have the same peripheral."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import closing, nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy import TOY, WRITE_PAST_RAM, X, converse, needs_qemu
+
+from tte import board, firmware, toolchain
+from tte.board import Board
+from tte.device.link import ProcessLink
+from tte.device.session import Session
+from tte.errors import DeviceError
+
+
+def _nucleo(folder: Path) -> Board:
+    """The board's program runs unchanged on an STM32F405: same memory map, same USART2."""
+    del folder
+    return board.load("nucleo_f446re")
+
+
+def _microbit_by_serial_port(folder: Path) -> Board:
+    """A user's own board in one JSON file: the micro:bit's nRF51 has the nRF52's UART."""
+    fields = json.loads(board.load("microbit").manifest)
+    fields["upload"] |= {"protocol": "pyocd", "protocols": ["pyocd"]}
+    fields["tte"]["link"] = {"driver": "uart_nrf52", "tx_pin": 24, "rx_pin": 25, "baud": 115200}
+    (folder / "mine.json").write_text(json.dumps(fields))
+    return board.load(folder / "mine.json")
+
+
+CASES = {
+    "uart_stm32": (_nucleo, ["-M", "netduinoplus2", "-serial", "null", "-serial", "stdio"]),
+    "uart_nrf52": (_microbit_by_serial_port, ["-M", "microbit", "-serial", "stdio"]),
+}
+
+
+@needs_qemu
+@pytest.mark.parametrize("driver", CASES)
+def test_conversation_over_serial_port(driver: str, tmp_path: Path) -> None:
+    make, machine = CASES[driver]
+    loaded = make(tmp_path)
+    assert loaded.link == driver and not loaded.is_emulated
+    elf = firmware.build(firmware.generate_project(tmp_path / "project", TOY, loaded, name="toy")).elf
+    command = [toolchain.require(toolchain.QEMU), *machine, "-display", "none", "-monitor", "none", "-kernel", str(elf)]
+    for start_s in (0.3, 1.0, 5.0):  # what arrives before the port is open is lost, as on a board
+        with closing(ProcessLink(command, what="the emulated board")) as link:
+            time.sleep(start_s)
+            device = Session(nullcontext(link), timeout_s=10)
+            try:
+                device.describe()
+            except DeviceError:
+                continue
+            assert converse(device) == [0, 0, 0, 0]
+            if driver == "uart_nrf52":  # QEMU's STM32F405 has more RAM than this board
+                with pytest.raises(DeviceError, match="the device stopped: fault: address unknown, program counter"):
+                    device.train(X, WRITE_PAST_RAM)
+            else:
+                assert device.infer(np.zeros(64, np.int8)).shape == (4,)
+            return
+    pytest.fail("the emulated board never answered")
