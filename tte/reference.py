@@ -51,9 +51,9 @@ class Executor:
         return result
 
     def train(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """`run`, then one step more on the counter."""
+        """`run`, then one step more on the counter, which has 32 bits as on the device."""
         result = self.run(inputs)
-        self.control = replace(self.control, step=self.control.step + 1)
+        self.control = replace(self.control, step=(self.control.step + 1) % 2**32)
         return result
 
     def _checked(self, name: str, value: Array | None) -> Array:

@@ -121,8 +121,8 @@ class Update(Op):
         return np.array([m for m, _ in pairs], np.int16), np.array([t for _, t in pairs], np.int16)
 
     def due(self, control: Control) -> bool:
-        """Whether this step ends a batch."""
-        return (control.step + 1) % self.batch == 0
+        """Whether this step ends a batch; the counter has 32 bits, as on the device."""
+        return (control.step + 1) % 2**32 % self.batch == 0
 
     def batched(self, d: I64, held: Array, control: Control) -> tuple[I64, Array]:
         """Adds the step to the held sum; gives what is to be applied now and what stays held."""
