@@ -252,6 +252,9 @@ def _elementwise() -> Iterator[Case]:
         yield Case(f"{op}-saturating", binary(op, image, image, factor=0.05))
         yield Case(f"{op}-apart", binary(op, image, image, scales=(1e-3, 10.0)))
         yield Case(f"{op}-rank2", binary(op, (1, 40), (1, 40), scales=(0.7, 0.7)))
+    large, half = (1, 12, 12, 8), (0.5, 0.5)
+    for op, factor in (("ADD", 1.25), ("SUB", 1.25), ("MUL", 0.8)):  # a sum over 2, a product over 64: ties
+        yield Case(f"{op}-ties", binary(op, large, large, scales=half, factor=factor))
     yield Case("MUL-large", binary("MUL", image, image, factor=1e-4))
 
 
@@ -283,10 +286,11 @@ def _pools() -> Iterator[Case]:
 
 def _tables() -> Iterator[Case]:
     for op in ("RELU", "RELU6", "RELU_N1_TO_1", "HARD_SWISH", "QUANTIZE"):
-        for i, factor in enumerate((1.0, 0.3, 2.7, 40.0)):
+        for i, factor in enumerate((1.0, 0.3, 2.7, 40.0, 4.0)):  # the last: ties
             yield Case(f"{op}-{i}", table(op, factor))
     for i, alpha in enumerate((0.01, 0.3, 1.5, -0.4)):
         yield Case(f"LEAKY_RELU-{i}", table("LEAKY_RELU", alpha=alpha))
+    yield Case("LEAKY_RELU-ties", table("LEAKY_RELU", 20 / 7, alpha=0.25))
     for op in ("LOGISTIC", "TANH"):
         for i, scale in enumerate((0.01, 0.05, 0.3, 3.0)):
             yield Case(f"{op}-{i}", table(op, scale=scale))
@@ -345,10 +349,16 @@ def _random_case(seed: int) -> Case:
         lambda: conv(h, w, c, n(1, 9), factor, activation=activation, per_channel=bool(n(0, 1)), **window),
         lambda: depthwise(h, w, c, n(1, 3), factor, activation=activation, per_channel=bool(n(0, 1)), **window),
         lambda: dense(n(1, 99), n(1, 20), factor, n(-128, 127), activation=activation, per_channel=bool(n(0, 1))),
-        lambda: binary(str(one("ADD", "SUB", "MUL")), full, part, str(activation), "b" * (len(part) < 4), factor=factor),
-        lambda: pool(str(one("AVERAGE_POOL_2D", "MAX_POOL_2D")), h, w, c, kernel, stride, padding=str(window["padding"])),
+        lambda: binary(
+            str(one("ADD", "SUB", "MUL")), full, part, str(activation), "b" * (len(part) < 4), factor=factor
+        ),
+        lambda: pool(
+            str(one("AVERAGE_POOL_2D", "MAX_POOL_2D")), h, w, c, kernel, stride, padding=str(window["padding"])
+        ),
         lambda: mean((1, h, w, c), tuple(sorted({n(1, 3), n(1, 3)})), bool(n(0, 1)), factor),
-        lambda: table(str(one("RELU", "RELU6", "HARD_SWISH", "LOGISTIC", "TANH", "QUANTIZE")), factor + 0.01, factor / 20),
+        lambda: table(
+            str(one("RELU", "RELU6", "HARD_SWISH", "LOGISTIC", "TANH", "QUANTIZE")), factor + 0.01, factor / 20
+        ),
         lambda: softmax((1, n(1, 40)), factor / 5),
         lambda: pad((1, h, w, c), [(0, 0), (n(0, 3), n(0, 3)), (n(0, 3), n(0, 3)), (n(0, 1), 0)]),
     ]

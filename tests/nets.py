@@ -136,11 +136,17 @@ def add_linear(
     shape: tuple[int, ...],
     ratio: float = 1.0,
     zero: int = 0,
+    largest: float = 0.01,
 ) -> str:
-    """A weighted node with random weights whose output fills int8 (some of it clipped); gives the output's name."""
+    """A weighted node with random weights whose output fills int8 (some of it clipped); gives the output's name.
+
+    Args:
+        ratio: `largest` weight scale over the smallest one; 1: per tensor.
+        zero: the output's zero point.
+    """
     axis = len(shape) - 1 if op.title == "DEPTHWISE_CONV_2D" else 0
     count = shape[axis] if ratio != 1 else 1
-    scales = tuple(float(np.float32(0.01 / ratio**v)) for v in rng.permutation(np.linspace(0, 1, count)))
+    scales = tuple(float(np.float32(largest / ratio**v)) for v in rng.permutation(np.linspace(0, 1, count)))
     w_type = TensorType(shape, "int8", QuantParams(scales, (0,) * count, axis if count > 1 else None))
     w = b.add(f"{name}/w", w_type, Role.CONST, rng.integers(-127, 128, shape).astype(np.int8))
     bias = rng.integers(-2000, 2000, shape[axis]).astype(np.int32)
@@ -158,8 +164,9 @@ def chain(depth: int, rng: np.random.Generator, width: int = 8) -> Graph:
     """`depth` fully connected layers with RELU, then a head of 4 classes."""
     b = Builder(f"chain{depth}")
     x = b.add("x", TensorType((1, width), "int8", QuantParams((0.05,), (0,))), Role.INPUT)
+    steady = 127 / (2 * 74 * 73 * math.sqrt(width))  # weight scale at which outputs are as large as inputs
     for i in range(depth):
-        x = add_linear(b, rng, f"layer{i}", FullyConnected("RELU"), x, (width, width), zero=-128)
+        x = add_linear(b, rng, f"layer{i}", FullyConnected("RELU"), x, (width, width), zero=-128, largest=steady)
     return b.graph(("x",), (add_linear(b, rng, "head", FullyConnected(), x, (4, width)),))
 
 

@@ -18,7 +18,7 @@ FACTS = {
     "nrf52840": ("cortex-m4", 960 << 10, 256 << 10),
     "rp2040": ("cortex-m0plus", 2 << 20, 264 << 10),
     "mps2-an500": ("cortex-m7", 1 << 20, 320 << 10),
-    "mps2-an386": ("cortex-m4", 512 << 10, 128 << 10),
+    "mps2-an386": ("cortex-m4", 960 << 10, 256 << 10),
     "mps2-an385": ("cortex-m0plus", 2 << 20, 264 << 10),
     "netduinoplus2": ("cortex-m4", 1 << 20, 128 << 10),
     "microbit": ("cortex-m0", 256 << 10, 16 << 10),

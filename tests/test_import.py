@@ -60,7 +60,9 @@ def test_computed_shapes_are_folded() -> None:
     shape = b.op("SHAPE", [x], (4,), None, dtype="int32", options={"out_type": "int32"})
     ends = [b.int32(0), b.int32(1), b.int32(1)]
     batch = b.op("STRIDED_SLICE", [shape, *ends], (), None, dtype="int32", options={"shrink_axis_mask": 1})
-    new = b.op("PACK", [batch, b.constant(np.array(24, np.int32))], (2,), None, dtype="int32", options={"values_count": 2})
+    new = b.op(
+        "PACK", [batch, b.constant(np.array(24, np.int32))], (2,), None, dtype="int32", options={"values_count": 2}
+    )
     b.fully_connected(b.same("RESHAPE", x, (1, 24), new), 3)
     graph = tflite.from_bytes(b.build(), "m")
     assert [n.op.title for n in graph.nodes] == ["RESHAPE", "FULLY_CONNECTED"]
@@ -114,21 +116,26 @@ def _two_inputs() -> RawModel:
     return BY_NAME["ADD-same"].raw()
 
 
-ONE = np.float32(0.01)
+WEIGHTS, BIAS, OUTPUT = 1, 2, 3  # tensors of _conv
+
+
+def _scaled(tensor: int, scales: int, zero_point: int = 0, axis: int = 0) -> RawModel:
+    points = np.full(scales, zero_point, np.int64)
+    return _conv(tensor=tensor, scales=np.full(scales, 0.01, np.float32), zero_points=points, quantized_dimension=axis)
+
+
 REFUSED: list[tuple[str, Callable[[], RawModel], str]] = [
     ("float", _float_model, "float32 model; quantise to int8 first"),
     ("unsupported", _two_unsupported, "operator 2 MAXIMUM"),
     ("batch", _batch, "batch 2"),
     ("two inputs", _two_inputs, "2 inputs"),
     ("concatenation", _concatenation, "same scale and zero point"),
-    ("weights axis", lambda: _conv(tensor=1, scales=np.full(2, ONE), zero_points=np.zeros(2, np.int64),
-                                   quantized_dimension=3), "along axis 3"),  # fmt: skip
-    ("weights zero", lambda: _conv(tensor=1, scales=np.full(1, ONE), zero_points=np.ones(1, np.int64)), "must be 0"),
-    ("weights missing", lambda: _conv(tensor=1, data=None), "must be constants"),
-    ("bias scale", lambda: _conv(tensor=2, scales=np.full(3, ONE)), "bias's scale differs"),
-    ("output shape", lambda: _conv(tensor=3, shape=(1, 4, 3, 3)), "the file declares"),
-    ("output scale", lambda: _conv(tensor=3, scales=np.zeros(0, np.float32), zero_points=np.zeros(0, np.int64)),
-     "not quantised"),  # fmt: skip
+    ("weights axis", lambda: _scaled(WEIGHTS, 2, axis=3), "along axis 3"),
+    ("weights zero", lambda: _scaled(WEIGHTS, 1, zero_point=1), "must be 0"),
+    ("weights missing", lambda: _conv(tensor=WEIGHTS, data=None), "must be constants"),
+    ("bias scale", lambda: _scaled(BIAS, 3), "bias's scale differs"),
+    ("output shape", lambda: _conv(tensor=OUTPUT, shape=(1, 4, 3, 3)), "the file declares"),
+    ("output scale", lambda: _scaled(OUTPUT, 0), "not quantised"),
 ]
 
 

@@ -22,6 +22,11 @@ from tte.training.autodiff import LOSS, TRUTH
 _C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "uint16": "uint16_t", "int32": "int32_t"}
 _C_TYPES |= {"bit": "uint8_t", "int4": "uint8_t"}
 _STATE_ALIGN = 4
+_NAME_LIMIT = 48
+_HEADERS = frozenset(
+    "assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdalign stdarg stdatomic stdbool "
+    "stddef stdint stdio stdlib stdnoreturn string strings tgmath threads time uchar unistd wchar wctype main".split()
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class _Names:
 
     def __call__(self, name: str) -> str:
         if name not in self.taken:
-            base = re.sub(r"\W+", "_", name.split(";")[0]).strip("_")[-48:].strip("_") or "t"
+            base = re.sub(r"\W+", "_", name.split(";")[0], flags=re.ASCII).strip("_")[-48:].strip("_") or "t"
             base = f"t_{base}" if base[0].isdigit() else base
             wish, i = base, 1
             while wish in self.taken.values():
@@ -75,9 +80,15 @@ class Step:
 
 
 def c_name(wish: str) -> str:
-    """A model's name as a C identifier and folder name."""
-    name = re.sub(r"\W+", "_", wish).strip("_").lower() or "model"
-    return f"m_{name}" if name[0].isdigit() else name
+    """A model's name as a C identifier and folder name; no keyword, and no name of a header that C or tte includes."""
+    name = re.sub(r"\W+", "_", wish, flags=re.ASCII).strip("_").lower()[:_NAME_LIMIT].strip("_") or "model"
+    taken = name in _HEADERS or name.startswith("tte") or name[0].isdigit()
+    return f"m_{name}" if taken else name
+
+
+def comment(text: str) -> str:
+    """Text that cannot end or upset a C comment, whatever names it holds: printable ASCII without an asterisk."""
+    return re.sub(r"[^ -)+-~]", "_", text)
 
 
 def render(plan: Plan, name: str, note: str) -> dict[str, str]:
@@ -92,7 +103,7 @@ def render(plan: Plan, name: str, note: str) -> dict[str, str]:
 
 class _Library:
     def __init__(self, plan: Plan, name: str, note: str) -> None:
-        self.plan, self.name, self.note = plan, name, note
+        self.plan, self.name, self.note = plan, name, comment(note)
         self.program, self.graph = plan.program, plan.program.graph
         loader = jinja2.FileSystemLoader(resources.path("templates"))
         self.env = jinja2.Environment(
@@ -102,6 +113,7 @@ class _Library:
         self.functions: dict[tuple[str, tuple[tuple[str, object], ...]], str] = {}
         self.bodies: list[str] = []
         self.tables: dict[str, str] = {}
+        self.shared: dict[tuple[str, str, bytes], str] = {}
         self.slots = {s.name: s for s in state_slots(plan)}
 
     def files(self) -> dict[str, str]:
@@ -195,8 +207,8 @@ class _Library:
         if kernel.control:
             args.append("&control")
         shapes = " ".join(str(self.graph.type(n)) for n in (*node.inputs[:1], *outputs[:1])).split(" (")[0]
-        comment = f"{index} {node.name}: {node.op.title} {shapes}".replace("*/", "")
-        return Step(index, comment, f"{self._function(kernel)}({', '.join(args)});")
+        about = comment(f"{index} {node.name}: {node.op.title} {shapes}")
+        return Step(index, about, f"{self._function(kernel)}({', '.join(args)});")
 
     def _function(self, kernel: Kernel) -> str:
         key = (kernel.template, tuple(sorted(kernel.params.items())))
@@ -219,31 +231,28 @@ class _Library:
 
     def symbol(self, tensor: Tensor) -> str:
         """The C name of a constant (or of a parameter's initial contents), which is emitted once."""
-        symbol = f"{self.name}_{self.names(tensor.name)}"
+        symbol = f"{self.name}_data_{self.names(tensor.name)}"
         if symbol not in self.tables:
             assert tensor.data is not None
             data = tensor.data
             if tensor.type.dtype in ("bit", "int4"):
                 data = np.frombuffer(pack(data, tensor.type.dtype), np.uint8)
-            self.tables[symbol] = self._array(symbol, data, f"{tensor.name}: {tensor.type}".replace("*/", ""))
+            self.tables[symbol] = self._array(symbol, data, comment(f"{tensor.name}: {tensor.type}"))
         return symbol
 
     def _table(self, node: Node, label: str, data: Array) -> str:
-        key = f"{node.name}/{label}"
-        text = self._array("", data, "")
-        for symbol, existing in self.tables.items():
-            # Many layers share tables (the powers of two, equal channels): one copy in flash serves them.
-            if existing.split("[", 1)[-1] == text.split("[", 1)[-1] and label in symbol:
-                return symbol
-        symbol = f"{self.name}_{self.names(key)}"
-        self.tables[symbol] = self._array(symbol, data, "")
-        return symbol
+        # Many layers share tables (the powers of two, equal channels): one copy in flash serves them.
+        key = (label, str(data.dtype), data.tobytes())
+        if key not in self.shared:
+            symbol = self.shared[key] = f"{self.name}_data_{self.names(f'{node.name}/{label}')}"
+            self.tables[symbol] = self._array(symbol, data, "")
+        return self.shared[key]
 
     @staticmethod
-    def _array(symbol: str, data: Array, comment: str) -> str:
+    def _array(symbol: str, data: Array, about: str) -> str:
         flat = data.ravel()
         lines = [", ".join(map(str, flat[i : i + 24].tolist())) for i in range(0, flat.size, 24)]
-        head = f"/* {comment} */\n" if comment else ""
+        head = f"/* {about} */\n" if about else ""
         body = ",\n    ".join(lines)
         return f"{head}const {_C_TYPES[str(data.dtype)]} {symbol}[{flat.size}] = {{\n    {body}}};"
 

@@ -151,9 +151,12 @@ def too_large(what: str, need: int, limit: int, board: Board, plan: Plan) -> Boa
 
 
 def _remedy(plan: Plan) -> str:
+    """What would help, the largest part first."""
+    if codegen.state_bytes(plan) > plan.arena_bytes:
+        return "trained state binds: a smaller scheme, fewer --classes, --mode sr (no residuals), or a board with more RAM"
     if plan.peak_step < plan.program.forward:
-        return "the forward pass binds: a smaller input or model, or a board with more RAM"
-    return "the backward pass binds: train fewer or later layers (--update last, or a smaller scheme), or --mode sr"
+        return "the forward pass binds: a smaller input or model, fewer masks (a smaller scheme), or a board with more RAM"
+    return "the backward pass binds: train fewer or later layers (--update last, or a smaller scheme)"
 
 
 def _agree(plan: Plan, result: firmware.BuildResult) -> None:

@@ -122,7 +122,10 @@ def _weighted(site: Site, op: Linear, channel_axis: int) -> Made:
     assert w.quant is not None
     require(not any(w.quant.zero_point), "the zero points of weights must be 0")
     per_channel = w.quant.axis is not None
-    require(not per_channel or w.quant.axis == channel_axis, f"weights quantised along axis {w.quant.axis}, not {channel_axis}")
+    require(
+        not per_channel or w.quant.axis == channel_axis,
+        f"weights quantised along axis {w.quant.axis}, not {channel_axis}",
+    )
     channels = w.shape[channel_axis]
     units = tuple(x.scale * s for s in weight_scales(w, channels))
     if len(site.ins) < 3 or site.ins[2] is None:
@@ -188,6 +191,7 @@ def _mean(site: Site) -> Made:
     site.count(2)
     rank = len(site.activation_input().shape)
     axes = sorted({_axis(a, rank) for a in site.integers(1, "the axes")})
+    require(bool(axes), "there are no axes to reduce")
     return Made(Mean(axes=tuple(axes), keep_dims=bool(site.options.get("keep_dims", False))))
 
 

@@ -123,7 +123,7 @@ def _read_tensor(table: Table, buffers: list[Array]) -> RawTensor:
     if (_stored_bytes(dtype, largest) or largest) > MAX_TENSOR_BYTES:
         table.fail(f"a tensor of at most {MAX_TENSOR_BYTES} bytes, found {dtype} {list(shape)}")
     signature = _integers(table, 7, "shape signature")
-    if signature and (len(signature) != len(shape) or any(s not in (-1, d) for s, d in zip(signature, shape))):
+    if signature and (len(signature) != len(shape) or any(s not in (-1, d) for s, d in zip(signature, shape, strict=True))):
         table.fail(f"a shape signature of -1 or the shape's {list(shape)}, found {list(signature)}")
     if table.has(6):
         table.fail("a dense tensor, found a sparse one (export without sparsity)")

@@ -146,10 +146,9 @@ class _Importer:
 
     def run(self) -> list[Problem]:
         """Builds the graph; gives what is in the way."""
-        if self._is_float():
-            return [Problem(-1, "MODEL", "", "a float32 model; quantise to int8 first (full integer quantisation)")]
-        if not self.raw.operators:
-            return [Problem(-1, "MODEL", "", "the model holds no operator")]
+        whole = self._whole_problem()
+        if whole:
+            return [Problem(-1, "MODEL", "", whole)]
         self._ends()
         for index, op in enumerate(self.raw.operators):
             place = self.names[op.outputs[0]].split(";")[0] if op.outputs else ""
@@ -157,17 +156,26 @@ class _Importer:
                 self._operator(index, op, place)
             except ModelError as error:
                 self.found.append(Problem(index, op.opcode, place, str(error)))
+                for output in op.outputs:  # those who read them are not to blame
+                    self.builder.tensors.setdefault(self.names[output], Tensor(self.names[output], self._type(output)))
         return self.found
 
     def graph(self) -> Graph:
         return self.builder.graph(self.inputs, self.outputs)
 
-    def _is_float(self) -> bool:
-        """Whether the model computes in float: no operator but those at the borders gives an int8 tensor."""
-        kinds = Counter(
-            self.raw.tensors[o].dtype for i, op in enumerate(self.raw.operators) if i not in self.border for o in op.outputs
-        )
-        return kinds["int8"] == 0 and kinds["float32"] + kinds["float16"] > 0
+    def _whole_problem(self) -> str:
+        """What one sentence says about the whole model, where no operator inside the borders gives an int8 tensor."""
+        if not self.raw.operators:
+            return "the model holds no operator"
+        inside = [op for i, op in enumerate(self.raw.operators) if i not in self.border]
+        kinds = Counter(self.raw.tensors[o].dtype for op in inside for o in op.outputs)
+        if kinds["int8"]:
+            return ""
+        if kinds["float32"] or kinds["float16"]:
+            return "a float32 model; quantise to int8 first (full integer quantisation)"
+        if kinds["uint8"]:
+            return "a uint8 model of the older quantisation scheme; convert it again with int8 quantisation"
+        return "the model computes no int8 tensor"
 
     def _ends(self) -> None:
         """Inputs and outputs of the graph, moved across the border operators."""
@@ -185,13 +193,15 @@ class _Importer:
         for index in self.raw.outputs:
             place = before.get(index, index)
             tensor = self.raw.tensors[place]
-            if tensor.dtype != "int8":
-                reason = f"of type {tensor.dtype}; an int8 tensor is needed"
+            if tensor.dtype != "int8" or place not in produced:
+                reason = f"of type {tensor.dtype}; an int8 tensor that an operator gives is needed"
                 self.found.append(Problem(-1, "MODEL", f"output {self.names[index]}", reason))
             self.outputs.append(self.names[place])
         if self.single and (len(self.raw.inputs) != 1 or len(self.raw.outputs) != 1):
             counts = f"{len(self.raw.inputs)} inputs and {len(self.raw.outputs)} outputs"
-            self.found.append(Problem(-1, "MODEL", "", f"one input and one output are supported, the model has {counts}"))
+            self.found.append(
+                Problem(-1, "MODEL", "", f"one input and one output are supported, the model has {counts}")
+            )
 
     def _input_problem(self, tensor: RawTensor) -> str:
         if tensor.dtype != "int8":

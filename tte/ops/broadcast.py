@@ -77,5 +77,6 @@ def loops(full: Shape, shapes: Sequence[Shape]) -> Loops:
 def _strides(shape: Shape, full: Shape) -> tuple[int, ...]:
     aligned = (1,) * (len(full) - len(shape)) + shape
     return tuple(
-        0 if a == 1 and d != 1 else math.prod(aligned[i + 1 :]) for i, (a, d) in enumerate(zip(aligned, full, strict=True))
+        0 if a == 1 and d != 1 else math.prod(aligned[i + 1 :])
+        for i, (a, d) in enumerate(zip(aligned, full, strict=True))
     )

@@ -69,7 +69,7 @@ class BroadcastGrad(Op):
         return e.astype(np.int8), np.asarray(int(xs[1]) - s, np.int32)
 
     def macs(self, t: Types) -> int:
-        return t.ins[0].elements * (1 if self._sums(t) else 2)
+        return t.ins[0].elements * (1 if self._sums(t) else 2) * self.product
 
     def _sums(self, t: Types) -> bool:
         return t.outs[0].elements != t.ins[0].elements

@@ -39,7 +39,9 @@ class Pool(Op):
         """
         require(x.dtype == "int8" and len(x.shape) == 4 and x.shape[0] == 1, f"int8, batch 1, rank 4 input, got {x}")
         pad, size = self.window.pad, self.size
-        require(max(pad[:2]) < size[0] and max(pad[2:]) < size[1], f"padding {pad} is no smaller than the window {size}")
+        require(
+            max(pad[:2]) < size[0] and max(pad[2:]) < size[1], f"padding {pad} is no smaller than the window {size}"
+        )
         h, w = self.window.out((x.shape[1], x.shape[2]), size)
         (in_h, in_w, c), (k_h, k_w), (s_h, s_w) = x.shape[1:], size, self.window.stride
         return Geometry(in_h, in_w, c, h, w, c, k_h, k_w, s_h, s_w, 1, 1, pad[0], pad[2], depthwise=True)
@@ -51,9 +53,6 @@ class Pool(Op):
 
     def constraint(self, t: Types) -> str:
         return alike(self.title, t)
-
-    def macs(self, t: Types) -> int:
-        return t.outs[0].elements * self.size[0] * self.size[1]
 
     def kernel(self, t: Types) -> Kernel:
         return Kernel(self.title.lower().removesuffix("_2d"), window_params(self.geometry(t.ins[0])))
@@ -203,9 +202,6 @@ class Mean(Op):
 
     def without(self, output: int) -> Mean:
         return replace(self, mask=False)
-
-    def macs(self, t: Types) -> int:
-        return t.ins[0].elements
 
     def kernel(self, t: Types) -> Kernel:
         x = t.ins[0].shape

@@ -74,9 +74,6 @@ class AveragePoolGrad(PoolGrad):
         e, s = to_int8(acc)
         return e.astype(np.int8).reshape(self.x_shape), np.asarray(int(xs[1]) + f - s, np.int32)
 
-    def macs(self, t: Types) -> int:
-        return 2 * t.ins[0].elements * self.geometry.k_h * self.geometry.k_w
-
     def kernel(self, t: Types) -> Kernel:
         table, f = self.prescale()
         params = window_params(self.geometry) | {"f": f, "uneven": f > 0}
@@ -115,9 +112,6 @@ class MaxPoolGrad(PoolGrad):
             return (acc.astype(np.int8).reshape(self.x_shape),)
         e_x, s = to_int8(acc)
         return e_x.astype(np.int8).reshape(self.x_shape), np.asarray(int(xs[2]) - s, np.int32)
-
-    def macs(self, t: Types) -> int:
-        return (2 if self.sums else 1) * t.ins[1].elements * self.geometry.k_h * self.geometry.k_w
 
     def kernel(self, t: Types) -> Kernel:
         g = self.geometry

@@ -75,11 +75,12 @@ def _run(plan: Plan, steps: Iterable[int], results: Iterable[str]) -> None:
             for later in values[index + 1 :]:
                 if _meet(span(name), span(later)):
                     raise PlanError(f"outputs {name} and {later} overlap", where=node.name)
-        if step in plan.workspaces:
-            size = node.op.kernel(plan.program.types(node)).workspace
-            area = slice(plan.workspaces[step], plan.workspaces[step] + size)
-            if area.stop > plan.arena_bytes:
-                raise PlanError("the workspace is outside the arena", where=node.name)
+        size = node.op.kernel(plan.program.types(node)).workspace
+        if size:
+            start = plan.workspaces.get(step, -1)
+            if start < 0 or start % 4 or start + size > plan.arena_bytes:
+                raise PlanError("the workspace is missing, misaligned or outside the arena", where=node.name)
+            area = slice(start, start + size)
             for used in [s for s, _ in reads] + [span(v) for v in values]:
                 if _meet(area, used):
                     raise PlanError("the workspace overlaps what the step reads or writes", where=node.name)

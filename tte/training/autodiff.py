@@ -31,7 +31,7 @@ class Numerics:
         batch: samples summed before an update.
     """
 
-    rate: float = 0.02
+    rate: float = 0.01
     mode: str = "r4"
     batch: int = 1
 
