@@ -38,7 +38,8 @@ def compiled(raw: RawModel, folder: Path, update: str = "full", name: str = "tin
     """A raw model through the whole way."""
     file = folder / "model.tflite"
     file.write_bytes(write(raw))
-    return compile_model(file, Options(update=update, numerics=Numerics(**numerics)), name=name)  # type: ignore[arg-type]
+    chosen = Numerics(**{"rate": 0.02, **numerics})  # type: ignore[arg-type]
+    return compile_model(file, Options(update=update, numerics=chosen), name=name)
 
 
 def test_golden(tmp_path: Path) -> None:
@@ -119,8 +120,8 @@ def test_no_recursion(tmp_path: Path) -> None:
 HOSTILE = [
     "*/ int x = ;", "**//", "/* open", "// line \\", "a\nb\r\n#error x", "\x00\x01\x1b[31m", '"quoted\'', "", "", "int", "for",
     "double", "é²ñ名前", "\u202e\u2066reversed", "x" * 5000, "a/b;c/d;e", "9lives", "%s%n{{ name }}{% raw %}", "__attribute__",
-    "arena", "state", "control", "init", "input", "infer", "loss", "logits", "truth", "same", "same", "AT_x", "??/", "-", "_", "A b",
-    "a_b", "a__b", "a b_1", "shift/multiplier", "main", "NULL",
+    "arena", "state", "control", "init", "input", "infer", "loss", "logits", "truth", "same", "same", "AT_x", "??/", "-", "_",
+    "A b", "a_b", "a__b", "a b_1", "shift/multiplier", "main", "NULL",
 ]  # fmt: skip
 
 

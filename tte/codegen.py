@@ -57,17 +57,19 @@ def state_bytes(plan: Plan) -> int:
 class _Names:
     """C identifiers for tensor names: readable, unique, stable."""
 
-    taken: dict[str, str] = field(default_factory=dict)
+    taken: dict[object, str] = field(default_factory=dict)
 
-    def __call__(self, name: str) -> str:
-        if name not in self.taken:
+    def __call__(self, name: str, key: object = None) -> str:
+        """The identifier of a tensor, or of what else `key` stands for."""
+        key = key or name
+        if key not in self.taken:
             base = re.sub(r"\W+", "_", name.split(";")[0], flags=re.ASCII).strip("_")[-48:].strip("_") or "t"
             base = f"t_{base}" if base[0].isdigit() else base
             wish, i = base, 1
             while wish in self.taken.values():
                 wish, i = f"{base}_{i}", i + 1
-            self.taken[name] = wish
-        return self.taken[name]
+            self.taken[key] = wish
+        return self.taken[key]
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,8 @@ class _Library:
         # Many layers share tables (the powers of two, equal channels): one copy in flash serves them.
         key = (label, str(data.dtype), data.tobytes())
         if key not in self.shared:
-            symbol = self.shared[key] = f"{self.name}_data_{self.names(f'{node.name}/{label}')}"
+            wish = f"{node.name.split(';')[0]}/{label}"
+            symbol = self.shared[key] = f"{self.name}_data_{self.names(wish, key)}"
             self.tables[symbol] = self._array(symbol, data, "")
         return self.shared[key]
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from tte import passes
 from tte.errors import ModelError
 from tte.frontend import tflite
-from tte.ir import Graph, verify
+from tte.ir import Builder, Graph, verify
 from tte.ops.loss import Loss, MeanSquaredError, SoftmaxCrossEntropy
 from tte.passes.dead import eliminate_dead
 from tte.planner.arena import Plan, plan
 from tte.planner.check import check
 from tte.planner.schedule import schedule
 from tte.training import scheme as schemes
-from tte.training.autodiff import LOSS, Numerics, derive
+from tte.training.autodiff import LOSS, TRUTH, Numerics, derive
 from tte.training.head import Head, find, replace_head
 
 LOSSES = ("auto", "cross-entropy", "mse")
@@ -84,7 +84,7 @@ def compile_model(
         ModelError: the model or the scheme cannot be run or trained.
     """
     imported = tflite.load(path)
-    imported = replace(imported, name=name or imported.name)
+    imported = replace(_unreserved(imported), name=name or imported.name)
     if len(imported.inputs) != 1 or len(imported.outputs) != 1:
         what = f"the model has {len(imported.inputs)} inputs and {len(imported.outputs)} outputs"
         raise ModelError(what, where=str(path), limit="one of each")
@@ -114,6 +114,12 @@ def compile_model(
     scale = loss.loss_scale(training.type(next(n.inputs[0] for n in training.nodes if isinstance(n.op, Loss))))
     pruned = _pruned(forward, head, loss, training, options.numerics)
     return Compiled(result, forward, options, updates, scheme.name, loss, scale, pruned, tuple(dumps))
+
+
+def _unreserved(graph: Graph) -> Graph:
+    """The graph without tensors of the names that training gives its own."""
+    builder = Builder.of(graph)
+    return graph.renamed({name: builder.unique(f"model/{name}") for name in (TRUTH, LOSS) if name in graph.tensors})
 
 
 def choose_loss(forward: Graph, head: Head, wish: str) -> Loss:

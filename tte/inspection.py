@@ -10,7 +10,7 @@ from typing import Any
 from tte import passes
 from tte.errors import ModelError
 from tte.frontend import schema, tflite
-from tte.ir import Graph, Role
+from tte.ir import Graph, Role, TensorType
 from tte.ops.base import Types
 from tte.planner.arena import plan
 from tte.planner.schedule import schedule
@@ -108,7 +108,7 @@ def _operator(graph: Graph, index: int) -> OperatorFacts:
         operator=node.op.title,
         input="x".join(map(str, types.ins[0].shape)),
         output="x".join(map(str, types.outs[0].shape)),
-        quantisation=f"{types.outs[0].quant}" + _weight_quantisation(graph, node.inputs),
+        quantisation=_quantisation(types.outs[0]) + _weight_quantisation(graph, node.inputs),
         macs=node.op.macs(types),
         weight_bytes=sum(graph.type(n).nbytes for n in constants),
         activation_bytes=types.outs[0].nbytes,
@@ -118,11 +118,16 @@ def _operator(graph: Graph, index: int) -> OperatorFacts:
     )
 
 
+def _quantisation(t: TensorType) -> str:
+    """Scale and zero point of an output, short."""
+    return f"{t.scale:.4g} {t.zero_point:+d}" if t.quant else ""
+
+
 def _weight_quantisation(graph: Graph, inputs: tuple[str, ...]) -> str:
     for name in inputs[1:2]:
         tensor = graph.tensors[name]
         if tensor.role is Role.CONST and tensor.type.quant:
-            return "; weights per tensor" if len(tensor.type.quant.scale) == 1 else "; weights per channel"
+            return ", per tensor" if len(tensor.type.quant.scale) == 1 else ", per channel"
     return ""
 
 

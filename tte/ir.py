@@ -166,6 +166,16 @@ class Graph:
         named = {n for node in graph.nodes for n in (*node.inputs, *node.outputs)} | {*graph.inputs, *graph.outputs}
         return replace(graph, tensors={k: v for k, v in graph.tensors.items() if k in named})
 
+    def renamed(self, names: Mapping[str, str]) -> Graph:
+        """The graph with some tensors under other names; nodes keep theirs."""
+
+        def new(old: Sequence[str]) -> tuple[str, ...]:
+            return tuple(names.get(n, n) for n in old)
+
+        tensors = {names.get(k, k): replace(t, name=names.get(k, k)) for k, t in self.tensors.items()}
+        nodes = tuple(replace(n, inputs=new(n.inputs), outputs=new(n.outputs)) for n in self.nodes)
+        return Graph(self.name, tensors, nodes, new(self.inputs), new(self.outputs))
+
     def text(self) -> str:
         """The graph for people: one line a node, then constants and parameters."""
         lines = [f"graph {self.name}({', '.join(self.inputs)}) -> {', '.join(self.outputs)}"]

@@ -23,6 +23,7 @@ from tte.training.autodiff import Numerics
 
 MANIFEST = "build.json"
 _KEPT = "source"
+_MORE_FLASH = "a board with more flash, or a smaller model"
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def build(
         try:
             result = firmware.build(project)
         except BoardError as error:
-            raise BoardError(error.what, where=error.where, limit=error.limit, remedy=_remedy(compiled.plan)) from None
+            remedy = _remedy(compiled.plan) if "RAM" in error.limit else _MORE_FLASH if "FLASH" in error.limit else error.remedy
+            raise BoardError(error.what, where=error.where, limit=error.limit, remedy=remedy) from None
         _agree(compiled.plan, result)
         memory = _memory(compiled.plan, result, board, limit)
         if memory.ram_bytes > limit:
@@ -146,7 +148,7 @@ def too_large(what: str, need: int, limit: int, board: Board, plan: Plan) -> Boa
         f"needs {need:,} bytes of {what}, {need - limit:,} too many{detail}",
         where=board.name,
         limit=f"{limit:,} bytes of {what}",
-        remedy=_remedy(plan) if what == "RAM" else "a board with more flash, or a smaller model",
+        remedy=_remedy(plan) if what == "RAM" else _MORE_FLASH,
     )
 
 

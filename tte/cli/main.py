@@ -99,7 +99,7 @@ def list_boards(output: Output) -> int:
 def verify_build(output: Output, folder: Path, steps: int, on: str, seed: int) -> int:
     """Prove that a build computes what the reference computes, byte for byte, training step by training step."""
     made, compiled, facts = project.load(folder)
-    with Progress(console=output.notes, transient=True, disable=output.json) as progress:
+    with Progress(console=output.notes, transient=True, disable=output.json or not output.notes.is_terminal) as progress:
         task = progress.add_task(f"{on}: {facts['name']}", total=steps)
         result = verify.verify(
             made, compiled, steps=steps, on=on, seed=seed, say=lambda n: progress.update(task, completed=n)

@@ -21,13 +21,13 @@ def _short(name: str) -> str:
 def inspection(console: Console, found: Inspection) -> None:
     """The operators of a model, and its sums."""
     table = Table(title=escape(found.name), title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for heading in ("#", "operator", "layer", "input", "output", "MACs", "weights", "runs", "trains"):
+    for heading in ("#", "operator", "layer", "input", "output", "scale, zero point", "MACs", "weights", "runs", "trains"):
         table.add_column(heading, justify="right" if heading in ("#", "MACs", "weights") else "left", no_wrap=True)
     for o in found.operators:
         runs = "yes" if o.runs else "[red]no[/]"
         trains = "yes" if o.trains else "[yellow]no[/]"
         numbers = (f"{o.macs:,}" if o.macs else "", f"{o.weight_bytes:,}" if o.weight_bytes else "")
-        table.add_row(str(o.index), o.operator, _short(o.name), o.input, o.output, *numbers, runs, trains)
+        table.add_row(str(o.index), o.operator, _short(o.name), o.input, o.output, o.quantisation, *numbers, runs, trains)
     console.print(table)
     for o in found.operators:
         if o.why:

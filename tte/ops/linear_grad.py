@@ -14,6 +14,7 @@ import numpy as np
 
 from tte.fixed import (
     I64,
+    INT32_MAX,
     as_i64,
     quantize_multiplier16,
     random16,
@@ -28,6 +29,8 @@ from tte.ops.linear import Geometry, channel_table, join_channels, weight_scales
 #: Residual modes: bits of residual a weight.
 MODES = {"sr": 0, "r4": 4, "r8": 8, "nearest": 0}
 _BATCH_LIMIT = 1 << 30
+#: Products that an int32 sum holds whatever their values: error times weight (dX), error times input (dW).
+_MAX_TERMS, _MAX_POSITIONS = INT32_MAX // (127 * 127), INT32_MAX // (127 * 255)
 _WEIGHT_STREAM, _BIAS_STREAM = 1, 2
 
 
@@ -56,12 +59,18 @@ class InputGrad(Op):
     def infer(self, ins: tuple[TensorType, ...]) -> Inferred:
         g = self.geometry
         require(ins[0].elements == g.out_h * g.out_w * g.out_c, f"error {ins[0]} does not fit {g}")
+        require(self.terms <= _MAX_TERMS, f"dX sums {self.terms} products an element; at most {_MAX_TERMS} fit int32")
         return ((self.x_shape, "int8"), ((), "int32"))
+
+    @property
+    def terms(self) -> int:
+        """Products summed into one element of dX, at most."""
+        g = self.geometry
+        return g.k_h * g.k_w * (g.multiplier if g.depthwise else g.out_c)
 
     def prescale(self, t: Types) -> tuple[I64, int]:
         """`R_c = round(2**f * sw[c] / max sw)` and f, chosen so that no int32 accumulator can overflow."""
-        g = self.geometry
-        terms = g.k_h * g.k_w * (g.multiplier if g.depthwise else g.out_c)
+        g, terms = self.geometry, self.terms
         scales = np.array(weight_scales(t.ins[2], g.out_c))
         f = min(8, math.floor(math.log2((2**31 - 1) / (127 * 127 * terms))))
         return np.rint(scales / scales.max() * 2.0**f).astype(np.int64), f
@@ -154,6 +163,8 @@ class WeightUpdate(Update):
         require(len(state) == 1 + (MODES[self.mode] > 0) + (self.batch > 1), "state does not fit the residual mode")
         g = self.geometry
         require(state[0].elements == math.prod(g.weight_shape[:-1]) * self.channels, f"weights {state[0]} do not fit")
+        positions = g.out_h * g.out_w
+        require(positions <= _MAX_POSITIONS, f"dW sums {positions} products; at most {_MAX_POSITIONS} fit int32")
         return tuple((s.shape, s.dtype) for s in state)
 
     def linear_index(self) -> I64:

@@ -65,10 +65,10 @@ const uint8_t *tiny_arena(void) { return arena; }
 /* What inference and training share. */
 static void forward(void) {
     /* 0 tensor3: CONV_2D int8[1x4x4x2] */
-    conv2d_0((const int8_t *)(arena + AT_tensor0), (const int8_t *)(state + IN_tensor1), (const int32_t *)(state + IN_tensor2), tiny_tensor3_multiplier, tiny_tensor3_shift, (int8_t *)(arena + AT_tensor3), (uint8_t *)(arena + AT_tensor3_mask));
+    conv2d_0((const int8_t *)(arena + AT_tensor0), (const int8_t *)(state + IN_tensor1), (const int32_t *)(state + IN_tensor2), tiny_data_tensor3_multiplier, tiny_data_tensor3_shift, (int8_t *)(arena + AT_tensor3), (uint8_t *)(arena + AT_tensor3_mask));
     TTE_STEP(0);
     /* 1 tensor6: DEPTHWISE_CONV_2D int8[1x2x2x4] */
-    depthwise_conv2d_0((const int8_t *)(arena + AT_tensor3), (const int8_t *)(state + IN_tensor4), (const int32_t *)(state + IN_tensor5), tiny_tensor6_multiplier, tiny_tensor6_shift, (int8_t *)(arena + AT_tensor6), (uint8_t *)(arena + AT_tensor6_mask));
+    depthwise_conv2d_0((const int8_t *)(arena + AT_tensor3), (const int8_t *)(state + IN_tensor4), (const int32_t *)(state + IN_tensor5), tiny_data_tensor6_multiplier, tiny_data_tensor6_shift, (int8_t *)(arena + AT_tensor6), (uint8_t *)(arena + AT_tensor6_mask));
     TTE_STEP(1);
     /* 2 tensor7: ADD int8[1x2x2x4] */
     elementwise_0((const int8_t *)(arena + AT_tensor3), (const int8_t *)(arena + AT_tensor6), (int8_t *)(arena + AT_tensor7), (uint8_t *)(arena + AT_tensor7_mask));
@@ -77,18 +77,18 @@ static void forward(void) {
     mean_0((const int8_t *)(arena + AT_tensor7), (int8_t *)(arena + AT_tensor9), (uint8_t *)(arena + AT_tensor9_mask), arena + 112);
     TTE_STEP(3);
     /* 4 tensor12: FULLY_CONNECTED int8[1x4] */
-    conv2d_1((const int8_t *)(arena + AT_tensor9), (const int8_t *)(state + IN_tensor10), (const int32_t *)(state + IN_tensor11), tiny_tensor12_multiplier, tiny_tensor12_shift, (int8_t *)(arena + AT_tensor12), (int32_t *)(arena + AT_tensor12_accumulators));
+    conv2d_1((const int8_t *)(arena + AT_tensor9), (const int8_t *)(state + IN_tensor10), (const int32_t *)(state + IN_tensor11), tiny_data_tensor12_multiplier, tiny_data_tensor12_shift, (int8_t *)(arena + AT_tensor12), (int32_t *)(arena + AT_tensor12_accumulators));
     TTE_STEP(4);
 }
 
 void tiny_init(void) {
     memset(state, 0, sizeof state);
-    memcpy(state + 0, tiny_tensor1, 72);
-    memcpy(state + 72, tiny_tensor2, 16);
-    memcpy(state + 88, tiny_tensor4, 36);
-    memcpy(state + 124, tiny_tensor5, 16);
-    memcpy(state + 140, tiny_tensor10, 12);
-    memcpy(state + 152, tiny_tensor11, 12);
+    memcpy(state + 0, tiny_data_tensor1, 72);
+    memcpy(state + 72, tiny_data_tensor2, 16);
+    memcpy(state + 88, tiny_data_tensor4, 36);
+    memcpy(state + 124, tiny_data_tensor5, 16);
+    memcpy(state + 140, tiny_data_tensor10, 12);
+    memcpy(state + 152, tiny_data_tensor11, 12);
     control = (tte_control){.learning_rate = 32768, .seed = 0, .step = 0};
 }
 
@@ -108,16 +108,16 @@ int32_t tiny_train_step(int32_t label) {
     memcpy(arena + AT_truth, &label, sizeof label);
     forward();
     /* 6 loss: SOFTMAX_CROSS_ENTROPY int32[1x3] */
-    softmax_cross_entropy_0((const int32_t *)(arena + AT_tensor12_accumulators), (const int32_t *)(arena + AT_truth), tiny_loss_multiplier, tiny_loss_shift, tiny_loss_powers, (int8_t *)(arena + AT_loss_error), (int32_t *)(arena + AT_loss_error_exponent), (int32_t *)(arena + AT_loss), arena + 144);
+    softmax_cross_entropy_0((const int32_t *)(arena + AT_tensor12_accumulators), (const int32_t *)(arena + AT_truth), tiny_data_loss_multiplier, tiny_data_loss_shift, tiny_data_loss_powers, (int8_t *)(arena + AT_loss_error), (int32_t *)(arena + AT_loss_error_exponent), (int32_t *)(arena + AT_loss), arena + 144);
     TTE_STEP(6);
     /* 7 tensor12/dX: INPUT_GRAD int8[1x3] */
-    conv2d_input_grad_0((const int8_t *)(arena + AT_loss_error), (const int32_t *)(arena + AT_loss_error_exponent), (const int8_t *)(state + IN_tensor10), tiny_tensor12_dX_prescale, (int8_t *)(arena + AT_tensor12_error), (int32_t *)(arena + AT_tensor12_error_exponent), arena + 144);
+    conv2d_input_grad_0((const int8_t *)(arena + AT_loss_error), (const int32_t *)(arena + AT_loss_error_exponent), (const int8_t *)(state + IN_tensor10), tiny_data_tensor12_dX_prescale, (int8_t *)(arena + AT_tensor12_error), (int32_t *)(arena + AT_tensor12_error_exponent), arena + 144);
     TTE_STEP(7);
     /* 8 tensor12/bias update: BIAS_UPDATE int8[1x3] */
-    bias_update_0((const int8_t *)(arena + AT_loss_error), (const int32_t *)(arena + AT_loss_error_exponent), (int32_t *)(state + IN_tensor11), tiny_tensor12_bias_update_step_m, tiny_tensor12_bias_update_step_t, &control);
+    bias_update_0((const int8_t *)(arena + AT_loss_error), (const int32_t *)(arena + AT_loss_error_exponent), (int32_t *)(state + IN_tensor11), tiny_data_tensor12_bias_update_step_m, tiny_data_tensor12_bias_update_step_t, &control);
     TTE_STEP(8);
     /* 9 tensor12/weight update: WEIGHT_UPDATE int8[1x4] */
-    conv2d_weight_update_0((const int8_t *)(arena + AT_tensor9), (const int8_t *)(arena + AT_loss_error), (const int32_t *)(arena + AT_loss_error_exponent), (int8_t *)(state + IN_tensor10), (uint8_t *)(state + IN_tensor10_residual), tiny_tensor12_weight_update_step_m, tiny_tensor12_weight_update_step_t, arena + 144, &control);
+    conv2d_weight_update_0((const int8_t *)(arena + AT_tensor9), (const int8_t *)(arena + AT_loss_error), (const int32_t *)(arena + AT_loss_error_exponent), (int8_t *)(state + IN_tensor10), (uint8_t *)(state + IN_tensor10_residual), tiny_data_tensor12_weight_update_step_m, tiny_data_tensor12_weight_update_step_t, arena + 144, &control);
     TTE_STEP(9);
     /* 10 tensor9/mask: APPLY_MASK int8[1x4] */
     apply_mask_0((const int8_t *)(arena + AT_tensor12_error), (const uint8_t *)(arena + AT_tensor9_mask), (int8_t *)(arena + AT_tensor9_masked));
@@ -132,13 +132,13 @@ int32_t tiny_train_step(int32_t label) {
     apply_mask_1((const int8_t *)(arena + AT_tensor7_masked), (const uint8_t *)(arena + AT_tensor6_mask), (int8_t *)(arena + AT_tensor6_masked));
     TTE_STEP(13);
     /* 14 tensor6/dX: INPUT_GRAD int8[1x2x2x4] */
-    depthwise_input_grad_0((const int8_t *)(arena + AT_tensor6_masked), (const int32_t *)(arena + AT_tensor9_error_exponent), (const int8_t *)(state + IN_tensor4), tiny_tensor6_dX_prescale, (int8_t *)(arena + AT_tensor6_error), (int32_t *)(arena + AT_tensor6_error_exponent), arena + 144);
+    depthwise_input_grad_0((const int8_t *)(arena + AT_tensor6_masked), (const int32_t *)(arena + AT_tensor9_error_exponent), (const int8_t *)(state + IN_tensor4), tiny_data_tensor6_dX_prescale, (int8_t *)(arena + AT_tensor6_error), (int32_t *)(arena + AT_tensor6_error_exponent), arena + 144);
     TTE_STEP(14);
     /* 15 tensor6/bias update: BIAS_UPDATE int8[1x2x2x4] */
-    bias_update_1((const int8_t *)(arena + AT_tensor6_masked), (const int32_t *)(arena + AT_tensor9_error_exponent), (int32_t *)(state + IN_tensor5), tiny_tensor6_bias_update_step_m, tiny_tensor6_bias_update_step_t, &control);
+    bias_update_1((const int8_t *)(arena + AT_tensor6_masked), (const int32_t *)(arena + AT_tensor9_error_exponent), (int32_t *)(state + IN_tensor5), tiny_data_tensor6_bias_update_step_m, tiny_data_tensor6_bias_update_step_t, &control);
     TTE_STEP(15);
     /* 16 tensor6/weight update: WEIGHT_UPDATE int8[1x2x2x4] */
-    depthwise_weight_update_0((const int8_t *)(arena + AT_tensor3), (const int8_t *)(arena + AT_tensor6_masked), (const int32_t *)(arena + AT_tensor9_error_exponent), (int8_t *)(state + IN_tensor4), (uint8_t *)(state + IN_tensor4_residual), tiny_tensor6_weight_update_step_m, tiny_tensor6_weight_update_step_t, arena + 144, &control);
+    depthwise_weight_update_0((const int8_t *)(arena + AT_tensor3), (const int8_t *)(arena + AT_tensor6_masked), (const int32_t *)(arena + AT_tensor9_error_exponent), (int8_t *)(state + IN_tensor4), (uint8_t *)(state + IN_tensor4_residual), tiny_data_tensor6_weight_update_step_m, tiny_data_tensor6_weight_update_step_t, arena + 144, &control);
     TTE_STEP(16);
     /* 17 tensor3/sum: MERGE int8[1x2x2x4] */
     merge_0((const int8_t *)(arena + AT_tensor7_masked), (const int32_t *)(arena + AT_tensor9_error_exponent), (const int8_t *)(arena + AT_tensor6_error), (const int32_t *)(arena + AT_tensor6_error_exponent), (int8_t *)(arena + AT_tensor3_sum), (int32_t *)(arena + AT_tensor3_sum_exponent));
@@ -147,10 +147,10 @@ int32_t tiny_train_step(int32_t label) {
     apply_mask_1((const int8_t *)(arena + AT_tensor3_sum), (const uint8_t *)(arena + AT_tensor3_mask), (int8_t *)(arena + AT_tensor3_masked));
     TTE_STEP(18);
     /* 19 tensor3/bias update: BIAS_UPDATE int8[1x2x2x4] */
-    bias_update_2((const int8_t *)(arena + AT_tensor3_masked), (const int32_t *)(arena + AT_tensor3_sum_exponent), (int32_t *)(state + IN_tensor2), tiny_tensor3_bias_update_step_m, tiny_tensor3_bias_update_step_t, &control);
+    bias_update_2((const int8_t *)(arena + AT_tensor3_masked), (const int32_t *)(arena + AT_tensor3_sum_exponent), (int32_t *)(state + IN_tensor2), tiny_data_tensor3_bias_update_step_m, tiny_data_tensor3_bias_update_step_t, &control);
     TTE_STEP(19);
     /* 20 tensor3/weight update: WEIGHT_UPDATE int8[1x4x4x2] */
-    conv2d_weight_update_1((const int8_t *)(arena + AT_tensor0), (const int8_t *)(arena + AT_tensor3_masked), (const int32_t *)(arena + AT_tensor3_sum_exponent), (int8_t *)(state + IN_tensor1), (uint8_t *)(state + IN_tensor1_residual), tiny_tensor3_weight_update_step_m, tiny_tensor3_weight_update_step_t, arena + 32, &control);
+    conv2d_weight_update_1((const int8_t *)(arena + AT_tensor0), (const int8_t *)(arena + AT_tensor3_masked), (const int32_t *)(arena + AT_tensor3_sum_exponent), (int8_t *)(state + IN_tensor1), (uint8_t *)(state + IN_tensor1_residual), tiny_data_tensor3_weight_update_step_m, tiny_data_tensor3_weight_update_step_t, arena + 32, &control);
     TTE_STEP(20);
 
     control.step++;
