@@ -252,7 +252,7 @@ def _flavour(graph: Graph) -> set[tuple[object, ...]]:
 
 
 #: Template parameters that choose lines of text.
-_CHOICES = ("mask", "acc", "trained", "mode", "batch", "buffered", "rounding", "operator", "product", "sums", "x_type")
+_CHOICES = ("mask", "acc", "trained", "mode", "batch", "buffered", "rounding", "operator", "product", "sums", "x_type", "rows")
 
 
 @pytest.fixture(scope="module")

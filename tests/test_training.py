@@ -51,14 +51,15 @@ def small(b: GraphBuilder) -> Graph:
 
 @pytest.mark.parametrize("mode", ["r4", "sr"])
 def test_learns(digits: Graph, mode: str) -> None:
-    """The loss on turned digits falls within 300 samples seen once, and the weights do not erode."""
+    """The loss on turned digits falls within 200 samples seen once, and the weights do not erode."""
     graph = training(digits, "full", Numerics(mode=mode))
     executor, losses = Executor(graph, Control(seed=1)), []
-    for step, (x, label) in enumerate(turned_digits(300)):
+    for step, (x, label) in enumerate(turned_digits(200)):
         executor.control = Control(min(32768, 1024 * (step + 1)), 1, step)  # warm-up
         losses.append(int(executor.train(label_of(graph, {graph.inputs[0]: x}, label))[LOSS]))
-    before, after = np.mean(losses[:60]), np.mean(losses[-60:])
-    assert after < 0.6 * before, (before, after)
+    before, after = np.mean(losses[:50]), np.mean(losses[-50:])
+    print(f"{mode}: loss {before / 256:.2f} -> {after / 256:.2f} bit")
+    assert after < 0.6 * before
     weights = [t for t in graph.of_role(Role.PARAM) if t.type.dtype == "int8" and not t.name.endswith("residual")]
     size = [sum(int(np.abs(w.astype(int)).sum()) for w in (t.data, executor.params[t.name])) for t in weights]
     start = [int(np.abs(t.data.astype(int)).sum()) for t in weights]

@@ -15,7 +15,9 @@ from tte import resources
 from tte.ir import Array, Node, Role, Tensor, TensorType
 from tte.ops.base import Kernel
 from tte.ops.loss import Loss
+from tte.ops.segment import Segment
 from tte.planner.arena import Plan
+from tte.planner.schedule import Buffer
 from tte.reference import pack
 from tte.training.autodiff import LOSS, TRUTH
 
@@ -23,10 +25,11 @@ _C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "uint16": 
 _C_TYPES |= {"bit": "uint8_t", "int4": "uint8_t"}
 _STATE_ALIGN = 4
 _NAME_LIMIT = 48
-_HEADERS = frozenset(
-    "assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdalign stdarg stdatomic stdbool "
-    "stddef stdint stdio stdlib stdnoreturn string strings tgmath threads time uchar unistd wchar wctype main".split()
-)
+_HEADERS = frozenset({
+    "assert", "complex", "ctype", "errno", "fenv", "float", "inttypes", "iso646", "limits", "locale", "math", "setjmp",
+    "signal", "stdalign", "stdarg", "stdatomic", "stdbool", "stddef", "stdint", "stdio", "stdlib", "stdnoreturn",
+    "string", "strings", "tgmath", "threads", "time", "uchar", "unistd", "wchar", "wctype", "main",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ class _Library:
         self.names = _Names()
         self.functions: dict[tuple[str, tuple[tuple[str, object], ...]], str] = {}
         self.bodies: list[str] = []
+        self.segments: list[dict[str, object]] = []
         self.tables: dict[str, str] = {}
         self.shared: dict[tuple[str, str, bytes], str] = {}
         self.slots = {s.name: s for s in state_slots(plan)}
@@ -161,6 +165,8 @@ class _Library:
             "arena_bytes": max(self.plan.arena_bytes, 8),
             "state_bytes": state_bytes(self.plan),
             "input": self._view(model_input),
+            "row_bytes": graph.type(model_input).nbytes // graph.type(model_input).shape[1] if program.supplied else 0,
+            "input_rows": graph.type(model_input).shape[1] if program.supplied else 0,
             "outputs": [self._view(o) for o in program.outputs],
             "logits": self._view(program.kept[0]) if program.trains else None,
             "loss": self._view(LOSS) if program.trains else None,
@@ -172,6 +178,8 @@ class _Library:
             "buffers": {t: b for b in self.plan.buffers for t in b.tensors},
             "slots": [(self.names(s.name), s) for s in self.slots.values()],
             "initial": initial,
+            "segments": self.segments,
+            "supplied": bool(program.supplied),
             "shared": [s for s in steps if s.index < program.shared],
             "alone": [s for s in steps if program.shared <= s.index < program.forward],
             "training": [s for s in steps if s.index >= program.forward],
@@ -181,12 +189,12 @@ class _Library:
         }
 
     def _view(self, name: str) -> dict[str, object]:
-        buffer = next(b for b in self.plan.buffers if name in b.tensors)
         tensor = self.graph.tensors[name]
+        buffer = next((b for b in self.plan.buffers if name in b.tensors), Buffer(name, (), tensor.type.nbytes, 0, 0))
         return {
             "name": name,
             "id": self.names(name),
-            "offset": self.plan.offsets[name],
+            "offset": self.plan.offsets.get(name, 0),
             "nbytes": tensor.type.nbytes,
             "elements": tensor.type.elements,
             "c_type": _C_TYPES[tensor.type.dtype],
@@ -198,6 +206,8 @@ class _Library:
     def _step(self, index: int, node: Node) -> Step | None:
         if node.op.view:
             return None
+        if isinstance(node.op, Segment):
+            return self._rows(index, node, node.op)
         kernel = node.op.kernel(self.program.types(node))
         outputs = [o for o in node.outputs if self.graph.tensors[o].role is not Role.PARAM]
         changed = set(self.graph.mutated(node))
@@ -211,6 +221,49 @@ class _Library:
         shapes = " ".join(str(self.graph.type(n)) for n in (*node.inputs[:1], *outputs[:1])).split(" (")[0]
         about = comment(f"{index} {node.name}: {node.op.title} {shapes}")
         return Step(index, about, f"{self._function(kernel)}({', '.join(args)});")
+
+    def _rows(self, index: int, node: Node, segment: Segment) -> Step:
+        """A segment: a function of its own that runs the stages in the order of rows."""
+        base = self.plan.workspaces.get(index, 0)
+        stages = []
+        for i, inner in enumerate(segment.nodes):
+            rule, source = segment.rule(i), inner.inputs[0]
+            kernel = inner.op.row_kernel(segment.types_of(inner), segment.held(source), segment.held(inner.outputs[0]))
+
+            def place(name: str, writes: bool, whole: bool = rule.whole, i: int = i) -> str:
+                return self._row_argument(segment, base, name, writes, "" if whole else f"row[{i}]")
+
+            args = [place(n, False) for n in inner.inputs]
+            args += [self._table(inner, label, data) for label, data in kernel.tables]
+            args += [place(n, True) for n in inner.outputs]
+            args += [f"row[{i}]"] * rule.whole
+            about = comment(f"{inner.name}: {inner.op.title}")
+            stages.append((about, f"{self._function(kernel)}({', '.join(args)});"))
+        if segment.supplied:
+            i = len(segment.nodes)
+            where = self._row_argument(segment, base, segment.supplied, True, f"row[{i}]")
+            stages.append((comment(f"{segment.supplied}: from the caller"), f"{self.name}_read_row(row[{i}], {where});"))
+        order = segment.order
+        numbers = [", ".join(map(str, order.stages[i : i + 32])) for i in range(0, len(order.stages), 32)]
+        rings = [(comment(n), ring, base + ring.offset, segment.type(n).shape[1]) for n, ring in order.rings.items()]
+        function = f"rows_{len(self.segments)}"
+        self.segments.append({"fn": function, "name": comment(node.name), "stages": stages, "order": numbers, "rings": rings})
+        return Step(index, comment(f"{index} {node.name}: row by row"), f"{function}();")
+
+    def _row_argument(self, segment: Segment, base: int, name: str, writes: bool, row: str) -> str:
+        """A tensor as an argument of a row step; with `row`, the address of that row."""
+        tensor = self.graph.tensors.get(name)
+        ring = segment.order.rings.get(name)
+        if ring is None and tensor is not None and (tensor.role in (Role.CONST, Role.PARAM) or not row):
+            whole = self._argument(name, writes)
+            return f"{whole} + {row} * {tensor.type.nbytes // tensor.type.shape[1]}" if row else whole
+        t = segment.type(name)
+        row_bytes = t.nbytes // t.shape[1]
+        at = f"arena + {base + ring.offset}" if ring else f"arena + AT_{self.names(name)}"
+        if row:
+            held = segment.held(name)
+            at += " + " + (f"{row} % {held} * {row_bytes}" if held < t.shape[1] else f"{row} * {row_bytes}")
+        return f"({'' if writes else 'const '}{_C_TYPES[t.dtype]} *)({at})"
 
     def _function(self, kernel: Kernel) -> str:
         key = (kernel.template, tuple(sorted(kernel.params.items())))

@@ -14,11 +14,13 @@ from tte.ops.loss import Loss, MeanSquaredError, SoftmaxCrossEntropy
 from tte.passes.dead import eliminate_dead
 from tte.planner.arena import Plan, plan
 from tte.planner.check import check
-from tte.planner.schedule import schedule
+from tte.planner.schedule import Program, schedule
+from tte.planner.stream import stream
 from tte.training import scheme as schemes
 from tte.training.autodiff import LOSS, TRUTH, Numerics, derive
 from tte.training.head import Head, find, replace_head
 
+_ARENA_LIMIT = 1 << 27  # bytes; the proof takes eight times as much
 LOSSES = ("auto", "cross-entropy", "mse")
 
 
@@ -31,12 +33,18 @@ class Options:
         update: "none" (inference only), "last", "bias", "full" or the path of a TOML scheme.
         loss: "cross-entropy", "mse", or "auto" (mse when output and input have the same shape).
         head_seed: seed of a fresh head's weights.
+        rows: the caller supplies the input row by row; it never lies in the arena whole.
+        stream: whether stretches of the forward pass may run row by row.
+        budget: an arena of so many bytes is small enough: beyond it, fewer instructions are preferred; 0: the smallest.
     """
 
     classes: int = 0
     update: str = "last"
     loss: str = "auto"
     head_seed: int = 0
+    rows: bool = False
+    stream: bool = True
+    budget: int = 0
     numerics: Numerics = Numerics()
 
 
@@ -95,8 +103,7 @@ def compile_model(
     dumps.append(("2-normalised", forward.text()))
     if options.update == "none":
         program = schedule(forward, forward.outputs)
-        result = plan(program)
-        check(result)
+        result = _planned(program, options)
         return Compiled(result, forward, options, {}, "none", None, 0.0, None, tuple(dumps))
     head = find(forward)
     loss = choose_loss(forward, head, options.loss)
@@ -108,12 +115,28 @@ def compile_model(
     dumps.append(("4-pruned", training.text()))
     say("planning")
     program = schedule(training, forward.outputs, (head.logits, LOSS))
-    result = plan(program)
-    check(result)
+    result = _planned(program, options)
     dumps.append(("5-planned", result.program.graph.text()))
     scale = loss.loss_scale(training.type(next(n.inputs[0] for n in training.nodes if isinstance(n.op, Loss))))
     pruned = _pruned(forward, head, loss, training, options.numerics)
     return Compiled(result, forward, options, updates, scheme.name, loss, scale, pruned, tuple(dumps))
+
+
+def _planned(program: Program, options: Options) -> Plan:
+    """Segments, addresses, and the proof of both."""
+    if options.stream or options.rows:
+        program = stream(program, options.budget, options.rows)
+    result = _bounded(plan(program, options.budget))
+    check(result)
+    return result
+
+
+def _bounded(result: Plan) -> Plan:
+    """The plan, if its arena is of a size that can be proved (and that any board could have)."""
+    if result.arena_bytes > _ARENA_LIMIT:
+        node = result.program.graph.nodes[result.peak_step]
+        raise ModelError(f"needs an arena of {result.arena_bytes:,} bytes", where=node.name, limit=f"{_ARENA_LIMIT:,} bytes")
+    return result
 
 
 def _unreserved(graph: Graph) -> Graph:

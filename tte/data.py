@@ -157,7 +157,7 @@ def load(
                 f"neither x_train and x_test, nor x, among its arrays: {', '.join(arrays) or 'none'}",
                 "name the arrays x_train, y_train, x_test, y_test, or x, y",
             )
-        names = {half: ("x", "y") for half in halves}
+        names = dict.fromkeys(halves, ("x", "y"))
     xs: dict[str, Int8] = {}
     ys: dict[str, NDArray[Any] | None] = {}
     for half, (x_name, y_name) in names.items():

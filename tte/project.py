@@ -6,8 +6,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from tte.training.autodiff import Numerics
 
 MANIFEST = "build.json"
 _KEPT = "source"
+_OTHER = 512  # bytes for the firmware's own variables, where RAM is to be shared out
+_STACK = 1024  # bytes of stack where the board's usual reserve does not fit; the program's own bound is far below
 _MORE_FLASH = "a board with more flash, or a smaller model"
 
 
@@ -100,10 +102,15 @@ def build(
     missing = [m for m in toolchain.check() if m.tool == "arm-none-eabi-gcc"]
     say(f"reading {model.name}")
     compiled = compile_model(model, options, say)
-    if dump_ir is not None:
-        _dump(compiled, dump_ir)
     limit = min(ram or board.ram_bytes, board.ram_bytes)
     refuse_unless_it_fits(compiled.plan, board, limit)
+    if ram:
+        # It fits at its smallest: spend what is left on fewer instructions.
+        room = limit - codegen.state_bytes(compiled.plan) - _STACK - _OTHER
+        options = replace(options, budget=max(room, 0))
+        compiled = compile_model(model, options, say)
+    if dump_ir is not None:
+        _dump(compiled, dump_ir)
     if missing and not toolchain.compiler_package().is_dir():
         say("arm-none-eabi-gcc is not on PATH: PlatformIO will fetch it")
     name = codegen.c_name(compiled.forward.name)
@@ -111,11 +118,9 @@ def build(
     files = codegen.render(compiled.plan, name, note)
     digest = codegen.model_hash(compiled.plan)
     with _removed_on_failure(out):
-        window = limit // 32 * 32 if ram else None
-        project = firmware.generate_project(out, files, board, name=name, ram_window_bytes=window)
         say(f"compiling for {board.title}")
         try:
-            result = firmware.build(project)
+            result = _build_within(out, files, board, name, limit, compiled.plan)
         except BoardError as error:
             remedy = _remedy(compiled.plan) if "RAM" in error.limit else _MORE_FLASH if "FLASH" in error.limit else error.remedy
             raise BoardError(error.what, where=error.where, limit=error.limit, remedy=remedy) from None
@@ -128,9 +133,28 @@ def build(
     return finished
 
 
+def _build_within(
+    out: Path, files: Mapping[str, str], board: Board, name: str, limit: int, plan: Plan
+) -> firmware.BuildResult:
+    """Lays out and builds the project; where RAM is short, the stack gets what its bound asks for and no more."""
+    window = limit // 32 * 32 if limit < board.ram_bytes else None
+    static = plan.arena_bytes + codegen.state_bytes(plan) + _OTHER
+
+    def attempt(stack: int) -> firmware.BuildResult:
+        made = firmware.generate_project(out, files, board, name=name, stack_bytes=stack, ram_window_bytes=window)
+        return firmware.build(made)
+
+    if static + board.stack_bytes <= limit:
+        return attempt(board.stack_bytes)
+    result = attempt(min(_STACK, board.stack_bytes))
+    if result.ram_static_bytes + result.stack_reserve_bytes > limit:
+        result = attempt(-(-result.stack_bound_bytes // 32) * 32)
+    return result
+
+
 def refuse_unless_it_fits(plan: Plan, board: Board, ram_limit: int) -> None:
     """Raises BoardError when arena, state and stack, or the constants alone, already exceed the board."""
-    ram = plan.arena_bytes + codegen.state_bytes(plan) + board.stack_bytes
+    ram = plan.arena_bytes + codegen.state_bytes(plan)
     if ram > ram_limit:
         raise too_large("RAM", ram, ram_limit, board, plan)
     constants = sum(t.type.nbytes for r in (Role.CONST, Role.PARAM) for t in plan.program.graph.of_role(r))
@@ -156,7 +180,10 @@ def _remedy(plan: Plan) -> str:
     """What would help, the largest part first."""
     if codegen.state_bytes(plan) > plan.arena_bytes:
         return "trained state binds: a smaller scheme, fewer --classes, --mode sr (no residuals), or a board with more RAM"
-    if plan.peak_step < plan.program.forward:
+    program = plan.program
+    if not program.supplied and any(i in program.graph.nodes[plan.peak_step].inputs for i in program.graph.inputs):
+        return "the input itself binds: --rows (it then never lies in RAM whole), or a smaller input"
+    if plan.peak_step < program.forward:
         return "the forward pass binds: a smaller input or model, fewer masks (a smaller scheme), or a board with more RAM"
     return "the backward pass binds: train fewer or later layers (--update last, or a smaller scheme)"
 

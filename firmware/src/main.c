@@ -53,12 +53,77 @@ static void describe(void)
     link_write(text, sizeof text - 1);
 }
 
-static void infer(void)
+#if TTE_MODEL_INPUT_ROWS > 0
+static int32_t rows_taken;
+static uint64_t counted; /* instructions of this call before the last row came */
+
+static void take_input(void)
+{
+    rows_taken = 0;
+}
+
+static void start_counting(void)
+{
+    counted = 0;
+    counter_start();
+}
+
+static uint64_t stop_counting(void)
+{
+    return counted + counter_stop();
+}
+
+/* Called by the model for each row of its input; what the link takes is not the model's. */
+void tte_model_read_row(int32_t row, int8_t *destination)
+{
+    counted += counter_stop();
+    link_read(destination, TTE_MODEL_ROW_BYTES);
+    rows_taken = row + 1;
+    counter_start();
+}
+
+#if TTE_MODEL_TRAINS
+/* A step that was refused leaves its rows unread: the next request begins behind them. */
+static void drop_rows(void)
+{
+    uint8_t scrap[32];
+    uint32_t left = (uint32_t)(TTE_MODEL_INPUT_ROWS - rows_taken) * TTE_MODEL_ROW_BYTES;
+    while (left > 0) {
+        const uint32_t part = left < sizeof scrap ? left : (uint32_t)sizeof scrap;
+        link_read(scrap, part);
+        left -= part;
+    }
+}
+#endif
+#else
+static void take_input(void)
 {
     link_read(tte_model_input(), TTE_MODEL_INPUT_BYTES);
+}
+
+static void start_counting(void)
+{
     counter_start();
+}
+
+static uint64_t stop_counting(void)
+{
+    return counter_stop();
+}
+
+#if TTE_MODEL_TRAINS
+static void drop_rows(void)
+{
+}
+#endif
+#endif
+
+static void infer(void)
+{
+    take_input();
+    start_counting();
     const int8_t *output = tte_model_infer();
-    infer_instructions = counter_stop();
+    infer_instructions = stop_counting();
     respond(STATUS_OK, TTE_MODEL_OUTPUT_BYTES);
     link_write(output, TTE_MODEL_OUTPUT_BYTES);
 }
@@ -88,8 +153,8 @@ static void train(void)
 #if TTE_MODEL_TARGET_BYTES > 0
     link_read(tte_model_target(), TTE_MODEL_TARGET_BYTES);
 #endif
-    link_read(tte_model_input(), TTE_MODEL_INPUT_BYTES);
-    counter_start();
+    take_input();
+    start_counting();
 #ifdef TTE_TRACE
     tracing = 1;
     const int32_t loss = tte_model_train_step(label);
@@ -97,8 +162,9 @@ static void train(void)
     train_instructions = 0; /* the time the trace took says nothing about the model */
 #else
     const int32_t loss = tte_model_train_step(label);
-    train_instructions = counter_stop();
+    train_instructions = stop_counting();
 #endif
+    drop_rows();
     uint32_t result[3] = {(uint32_t)loss, 0, 0};
     put_u64(result + 1, train_instructions);
     respond(STATUS_OK, (uint32_t)sizeof result + TTE_MODEL_LOGITS_BYTES);

@@ -52,6 +52,7 @@ def inspect(output: Output, model: Path) -> int:
 @click.option("--update", default="last", show_default=True, help="What trains: none, last, bias, full, or a TOML file.")
 @click.option("--ram", type=Size(), help="RAM to stay within, below the board's own: bytes, 96K, 1M.")
 @click.option("--out", type=_DIR, help="Folder to write.  [default: build/MODEL-BOARD]")
+@click.option("--rows", is_flag=True, help="The program's caller supplies the input row by row; it never lies in RAM whole.")
 @click.option("--loss", type=click.Choice(LOSSES), default="auto", show_default=True, help="What training minimises.")
 @click.option("--learning-rate", type=float, default=Numerics.rate, show_default=True, help="Base learning rate.")
 @click.option("--mode", type=click.Choice(["r4", "r8", "sr"]), default="r4", show_default=True,

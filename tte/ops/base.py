@@ -7,7 +7,7 @@ TFLite table.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -61,6 +61,23 @@ class Kernel:
     tables: tuple[tuple[str, Array], ...] = ()
     workspace: int = 0
     control: bool = False
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How an operator works row by row: output row r reads rows `r * stride + first` to `r * stride + last` of its inputs.
+
+    Rows outside the input do not exist and are not read. The row axis is the second of four.
+
+    Attributes:
+        whole: the kernel is told the row and finds it in rolling buffers itself; otherwise it is the ordinary kernel
+            on one-row tensors.
+    """
+
+    stride: int = 1
+    first: int = 0
+    last: int = 0
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +151,23 @@ class Op:
         """The C that computes it."""
         raise NotImplementedError
 
+    def rows(self, t: Types) -> Rows | None:
+        """How the operator works row by row; None where it needs whole tensors."""
+        return None
+
+    def row_kernel(self, t: Types, x_ring: int, y_ring: int) -> Kernel:
+        """The kernel that computes one row.
+
+        Args:
+            x_ring, y_ring: rows that the rolling buffers of input and output hold; all of them if nothing rolls.
+        """
+        if (how := self.rows(t)) is None:
+            raise NotImplementedError
+        if how.whole:
+            kernel = self.kernel(t)
+            return replace(kernel, params={**kernel.params, "rows": True, "x_ring": x_ring, "y_ring": y_ring})
+        return self.kernel(Types(tuple(map(one_row, t.ins)), tuple(map(one_row, t.outs))))
+
     def optional_outputs(self) -> tuple[int, ...]:
         """Indices of outputs that `without` can drop."""
         return ()
@@ -164,6 +198,18 @@ class Cost:
     macs: int = 0
     weights: int = 0
     notes: tuple[str, ...] = field(default=())
+
+
+def one_row(t: TensorType) -> TensorType:
+    """The type of one row of a tensor [1, H, W, C]."""
+    return replace(t, shape=(1, 1, *t.shape[2:]))
+
+
+def same_rows(t: Types) -> Rows | None:
+    """The rule of an element-wise operator: row for row, where all shapes are one and packed bits fill whole bytes."""
+    shape = t.outs[0].shape
+    bits = any(o.dtype == "bit" for o in t.outs) and (t.outs[0].elements // shape[1]) % 8
+    return Rows() if len(shape) == 4 and all(i.shape == shape for i in t.ins) and not bits else None
 
 
 def activation_range(activation: str, quant_type: TensorType) -> tuple[int, int]:

@@ -13,7 +13,20 @@ import numpy as np
 
 from tte.fixed import I64, as_i64, quantize_multiplier, requantise
 from tte.ir import Node, TensorType
-from tte.ops.base import Array, Control, Cotangent, Inferred, Kernel, Op, Tape, Types, activation_range, require
+from tte.ops.base import (
+    Array,
+    Control,
+    Cotangent,
+    Inferred,
+    Kernel,
+    Op,
+    Rows,
+    Tape,
+    Types,
+    activation_range,
+    require,
+    same_rows,
+)
 from tte.ops.broadcast import broadcast_shape, loops
 
 #: Bits by which ADD and SUB raise their inputs before rescaling them to a common scale.
@@ -61,6 +74,9 @@ class Elementwise(Op):
 
     def without(self, output: int) -> Elementwise:
         return replace(self, mask=False)
+
+    def rows(self, t: Types) -> Rows | None:
+        return same_rows(t)
 
     def kernel(self, t: Types) -> Kernel:
         shape = t.outs[0].shape

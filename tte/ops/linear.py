@@ -22,6 +22,7 @@ from tte.ops.base import (
     Inferred,
     Kernel,
     Op,
+    Rows,
     Tape,
     Types,
     activation_range,
@@ -213,6 +214,12 @@ class Linear(Op):
     def macs(self, t: Types) -> int:
         return self.site(t.ins).macs
 
+    def rows(self, t: Types) -> Rows | None:
+        g = self.site(t.ins)
+        if len(t.ins[0].shape) != 4:
+            return None
+        return Rows(g.stride_h, -g.pad_h, (g.k_h - 1) * g.dil_h - g.pad_h, whole=True)
+
     def optional_outputs(self) -> tuple[int, ...]:
         return tuple(range(1, 1 + self.mask + self.acc))
 
@@ -233,6 +240,7 @@ class Linear(Op):
             "mask": self.mask,
             "acc": self.acc,
             "trained": len(self.trained),
+            "rows": False,
         }
         tables = [("multiplier", mantissas), ("shift", shifts)]
         if self.trained:
@@ -251,6 +259,10 @@ def weight_scales(w: TensorType, channels: int) -> tuple[float, ...]:
     return scales
 
 
+#: Far above any network's; keeps every index within int32, and damaged files from asking for terabytes.
+_STEP_LIMIT = 4096
+
+
 @dataclass(frozen=True)
 class Window:
     """Stride, dilation and explicit padding (top, bottom, left, right) of a sliding window."""
@@ -263,8 +275,10 @@ class Window:
         """Output height and width.
 
         Raises:
-            ModelError: the window does not fit into the padded input.
+            ModelError: the window does not fit into the padded input, or its steps are beyond reason.
         """
+        largest = max(*self.stride, *self.dilation, *self.pad)
+        require(largest <= _STEP_LIMIT, f"strides, dilations and padding of at most {_STEP_LIMIT}, got {largest}")
         result = []
         for axis in (0, 1):
             total = size[axis] + self.pad[2 * axis] + self.pad[2 * axis + 1]

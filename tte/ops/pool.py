@@ -14,7 +14,7 @@ import numpy as np
 
 from tte.fixed import I64, INT32_MAX, as_i64, bit_length, quantize_multiplier, requantise
 from tte.ir import Node, Shape, TensorType
-from tte.ops.base import Array, Control, Cotangent, Inferred, Kernel, Op, Tape, Types, require
+from tte.ops.base import Array, Control, Cotangent, Inferred, Kernel, Op, Rows, Tape, Types, require
 from tte.ops.broadcast import loops
 from tte.ops.linear import Geometry, Window
 
@@ -55,7 +55,11 @@ class Pool(Op):
         return alike(self.title, t)
 
     def kernel(self, t: Types) -> Kernel:
-        return Kernel(self.title.lower().removesuffix("_2d"), window_params(self.geometry(t.ins[0])))
+        return Kernel(self.title.lower().removesuffix("_2d"), window_params(self.geometry(t.ins[0])) | {"rows": False})
+
+    def rows(self, t: Types) -> Rows | None:
+        g = self.geometry(t.ins[0])
+        return Rows(g.stride_h, -g.pad_h, g.k_h - 1 - g.pad_h, whole=True)
 
 
 def alike(title: str, t: Types) -> str:

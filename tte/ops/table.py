@@ -14,7 +14,20 @@ from numpy.typing import NDArray
 
 from tte.fixed import I64, as_i64, quantize_multiplier, requantise, rounding_divide_by_pot, to_int8
 from tte.ir import Node, TensorType
-from tte.ops.base import Array, Control, Cotangent, Inferred, Kernel, Op, Tape, Types, activation_range, require
+from tte.ops.base import (
+    Array,
+    Control,
+    Cotangent,
+    Inferred,
+    Kernel,
+    Op,
+    Rows,
+    Tape,
+    Types,
+    activation_range,
+    require,
+    same_rows,
+)
 
 F64 = NDArray[np.float64]
 #: Bits of the fraction in a derivative table; 127 * 2**14 fits int32 with room.
@@ -97,6 +110,9 @@ class Table(Op):
             slopes = tuple(int(v) for v in np.rint(slope / steep * 2**DERIVATIVE_BITS))
             tape.emit(node, "dX", TableGrad(slopes), (x, g.e, g.k), (gx.e, gx.k))
         tape.send(x, gx)
+
+    def rows(self, t: Types) -> Rows | None:
+        return same_rows(t)
 
     def kernel(self, t: Types) -> Kernel:
         return Kernel("table", {"elements": t.ins[0].elements}, (("table", self.values(t)),))

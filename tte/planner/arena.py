@@ -36,26 +36,25 @@ class Plan:
     live: tuple[int, ...]
 
 
-def plan(program: Program) -> Plan:
+def plan(program: Program, budget: int = 0) -> Plan:
     """Chooses scratch sizes and places every buffer.
 
     A dX step that may keep its int32 accumulators, instead of computing them twice, does so where that does not
-    raise the peak.
+    raise the peak above the budget (bytes), or not at all where the peak is above it anyway.
     """
     base = _placed(program)
-    program = _with_free_buffers(program, base)
-    better = _placed(program)
-    return better if better.arena_bytes <= base.arena_bytes else base
+    better = _placed(_with_free_buffers(program, base, max(budget, base.lower_bound)))
+    return better if better.arena_bytes <= max(budget, base.arena_bytes) else base
 
 
-def _with_free_buffers(program: Program, base: Plan) -> Program:
+def _with_free_buffers(program: Program, base: Plan, limit: int) -> Program:
     nodes = list(program.graph.nodes)
     for step, node in enumerate(nodes):
         if isinstance(node.op, InputGrad):
             kept = replace(node.op, buffered=True)
             types = program.types(node)
             extra = kept.kernel(types).workspace - node.op.kernel(types).workspace
-            if base.live[step] + extra <= base.lower_bound:
+            if base.live[step] + extra <= limit:
                 nodes[step] = replace(node, op=kept)
     return replace(program, graph=program.graph.with_nodes(nodes))
 

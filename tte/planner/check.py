@@ -7,11 +7,13 @@ demands that every byte still belongs to it. What the planner thinks is of no in
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 
 from tte.errors import TteError
 from tte.ir import Role
+from tte.ops.segment import Segment
 from tte.planner.arena import Plan
 
 
@@ -45,28 +47,34 @@ def _run(plan: Plan, steps: Iterable[int], results: Iterable[str]) -> None:
             raise PlanError(f"offset {start} is outside the arena or misaligned", where=name)
         return slice(start, start + graph.type(name).nbytes)
 
+    def in_arena(name: str) -> bool:
+        return graph.tensors[name].role in (Role.VALUE, Role.INPUT) and name != plan.program.supplied
+
     def demand(name: str, reader: str) -> None:
-        if graph.tensors[name].role in (Role.VALUE, Role.INPUT):
+        if in_arena(name):
             wrong = owner[span(name)] != ids[name]
             if wrong.any():
                 thief = names.get(int(owner[span(name)][wrong][0]), "nothing yet")
                 raise PlanError(f"{reader} reads {name}, whose bytes hold {thief}", where=graph.name)
 
-    for name in graph.inputs:
+    given = [name for name in graph.inputs if in_arena(name)]
+    for name in given:
         owner[span(name)] = ids[name]
-    for name in graph.inputs:
+    for name in given:
         demand(name, "the caller")
     for step in steps:
         node = graph.nodes[step]
         for name in node.inputs:
             demand(name, node.name)
+        if isinstance(node.op, Segment):
+            _check_rows(node.op, node.name)
         values = [o for o in node.outputs if graph.tensors[o].role is Role.VALUE]
         if node.op.view:
             if span(values[0]).start != span(node.inputs[0]).start:
                 raise PlanError("a view lies elsewhere than its source", where=node.name)
             ids[values[0]] = ids[node.inputs[0]]
             continue
-        reads = [(span(n), n) for n in node.inputs if graph.tensors[n].role in (Role.VALUE, Role.INPUT)]
+        reads = [(span(n), n) for n in node.inputs if in_arena(n)]
         for index, name in enumerate(values):
             allowed = {node.inputs[i] for o, i in node.op.inplace if o == node.outputs.index(name)}
             for other, source in reads:
@@ -89,6 +97,35 @@ def _run(plan: Plan, steps: Iterable[int], results: Iterable[str]) -> None:
             owner[span(name)] = ids[name]
     for name in results:
         demand(name, "the caller")
+
+
+def _check_rows(segment: Segment, where: str) -> None:
+    """Proves a segment's order of rows: every row that a step reads is there, and no two buffers share bytes."""
+    rings = segment.order.rings
+    taken = sorted((r.offset, r.offset + r.nbytes) for r in rings.values())
+    if any(end > start for (_, end), (start, _) in pairwise(taken)):
+        raise PlanError("two rolling buffers overlap", where=where)
+    supplied = segment.supplied
+    slots: dict[str, dict[int, int]] = {name: {} for name in (*rings, *segment.kept)}
+    done = [0] * (len(segment.nodes) + bool(supplied))
+    for stage in segment.order.stages:
+        row = done[stage]
+        outputs: tuple[str, ...] = (supplied,)
+        done[stage] += 1
+        if stage < len(segment.nodes):
+            node, rule, outputs = segment.nodes[stage], segment.rule(stage), segment.nodes[stage].outputs
+            for name in (n for n in node.inputs if n in slots):
+                height, held = segment.type(name).shape[1], slots[name]
+                rows = range(max(0, row * rule.stride + rule.first), min(height, row * rule.stride + rule.last + 1))
+                for r in rows:
+                    if held.get(r % (rings[name].rows if name in rings else height)) != r:
+                        raise PlanError(f"{node.name} row {row} reads row {r} of {name}, which is not there", where=where)
+        for name in outputs:
+            height = segment.type(name).shape[1]
+            slots[name][row % (rings[name].rows if name in rings else height)] = row
+    for name in segment.kept:
+        if len(slots[name]) != segment.type(name).shape[1]:
+            raise PlanError(f"{name} is not complete", where=where)
 
 
 def _meet(a: slice, b: slice) -> bool:

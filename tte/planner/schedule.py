@@ -22,6 +22,7 @@ class Program:
     Attributes:
         outputs: the model's outputs, valid after `infer`.
         kept: tensors valid after a training step (logits, loss); empty for inference alone.
+        supplied: an input that is never there whole: the caller supplies its rows.
     """
 
     graph: Graph
@@ -29,6 +30,7 @@ class Program:
     forward: int
     outputs: tuple[str, ...]
     kept: tuple[str, ...]
+    supplied: str = ""
 
     @property
     def trains(self) -> bool:
@@ -107,7 +109,7 @@ def _ancestors(graph: Graph, targets: Iterable[str]) -> set[int]:
 def buffers(program: Program) -> tuple[Buffer, ...]:
     """Live ranges of everything in the arena; views and in-place results share their input's buffer."""
     graph = program.graph
-    last_read = _last_reads(program)
+    last_read = last_reads(program)
     home: dict[str, int] = {}
     found: list[Buffer] = []
 
@@ -123,7 +125,8 @@ def buffers(program: Program) -> tuple[Buffer, ...]:
         found[buffer] = replace(old, tensors=(*old.tensors, name), last=last)
 
     for name in graph.inputs:
-        place(name, 0)
+        if name != program.supplied:
+            place(name, 0)
     for step, node in enumerate(graph.nodes):
         taken: set[int] = set()
         for index, name in enumerate(node.outputs):
@@ -150,7 +153,7 @@ def buffers(program: Program) -> tuple[Buffer, ...]:
     return tuple(found)
 
 
-def _last_reads(program: Program) -> dict[str, int]:
+def last_reads(program: Program) -> dict[str, int]:
     """The last step that reads each tensor; outputs stay until the end of the call that gives them."""
     last: dict[str, int] = {}
     for step, node in enumerate(program.graph.nodes):

@@ -14,6 +14,7 @@
 #define TTE_MODEL_LOGITS_BYTES TINY_LOGITS_BYTES
 #define TTE_MODEL_TARGET_BYTES TINY_TARGET_BYTES
 #define tte_model_init tiny_init
+#define TTE_MODEL_INPUT_ROWS 0
 #define tte_model_input tiny_input
 #define tte_model_infer tiny_infer
 #define tte_model_arena tiny_arena

@@ -17,11 +17,11 @@ static void conv2d_0(const int8_t *x,
         STRIDE_H = 2, STRIDE_W = 2,
         DIL_H = 1, DIL_W = 1,
         PAD_H = 0, PAD_W = 0,
-X_ZERO = -3, Y_ZERO = -15, Y_MIN = -15, Y_MAX = -4,
+        X_ZERO = -3, Y_ZERO = -15, Y_MIN = -15, Y_MAX = -4,
     };
     int32_t at = 0;
-    memset(mask, 0, (OUT_H * OUT_W * OUT_C + 7) / 8);
-    for (int32_t oy = 0; oy < OUT_H; oy++) {
+memset(mask, 0, (OUT_H * OUT_W * OUT_C + 7) / 8);
+for (int32_t oy = 0; oy < OUT_H; oy++) {
         int32_t top = oy * STRIDE_H - PAD_H;
         int32_t ky_first = tte_first_tap(top, DIL_H), ky_end = tte_end_tap(top, DIL_H, IN_H, K_H);
         for (int32_t ox = 0; ox < OUT_W; ox++) {
@@ -40,7 +40,7 @@ X_ZERO = -3, Y_ZERO = -15, Y_MIN = -15, Y_MAX = -4,
                 acc = tte_wrap_add(acc, b[oc]);
                 int32_t v = tte_requantise_double(acc, multiplier[oc], shift[oc]) + Y_ZERO;
                 tte_set_bit(mask, (uint32_t)at, v >= Y_MIN && v <= Y_MAX);
-                y[at] = (int8_t)tte_clamp(v, Y_MIN, Y_MAX);
+                *y++ = (int8_t)tte_clamp(v, Y_MIN, Y_MAX);
             }
         }
     }
@@ -59,10 +59,10 @@ static void depthwise_conv2d_0(const int8_t *x,
         STRIDE_H = 1, STRIDE_W = 1,
         DIL_H = 1, DIL_W = 1,
         PAD_H = 1, PAD_W = 1,
-X_ZERO = -15, Y_ZERO = -16, Y_MIN = -16, Y_MAX = 127, MULTIPLIER = 1,
+        X_ZERO = -15, Y_ZERO = -16, Y_MIN = -16, Y_MAX = 127, MULTIPLIER = 1,
     };
-    memset(mask, 0, (OUT_H * OUT_W * OUT_C + 7) / 8);
-    for (int32_t oy = 0; oy < OUT_H; oy++) {
+memset(mask, 0, (OUT_H * OUT_W * OUT_C + 7) / 8);
+for (int32_t oy = 0; oy < OUT_H; oy++) {
         int32_t top = oy * STRIDE_H - PAD_H;
         int32_t ky_first = tte_first_tap(top, DIL_H), ky_end = tte_end_tap(top, DIL_H, IN_H, K_H);
         for (int32_t ox = 0; ox < OUT_W; ox++) {
@@ -83,8 +83,9 @@ X_ZERO = -15, Y_ZERO = -16, Y_MIN = -16, Y_MAX = 127, MULTIPLIER = 1,
                 acc = tte_wrap_add(acc, b[c]);
                 int32_t v = tte_requantise_double(acc, multiplier[c], shift[c]) + Y_ZERO;
                 tte_set_bit(mask, (uint32_t)(pixel + c), v >= Y_MIN && v <= Y_MAX);
-                y[pixel + c] = (int8_t)tte_clamp(v, Y_MIN, Y_MAX);
+                y[c] = (int8_t)tte_clamp(v, Y_MIN, Y_MAX);
             }
+            y += OUT_C;
         }
     }
 }
@@ -152,10 +153,10 @@ static void conv2d_1(const int8_t *x,
         STRIDE_H = 1, STRIDE_W = 1,
         DIL_H = 1, DIL_W = 1,
         PAD_H = 0, PAD_W = 0,
-X_ZERO = 20, Y_ZERO = 9, Y_MIN = -128, Y_MAX = 127,
+        X_ZERO = 20, Y_ZERO = 9, Y_MIN = -128, Y_MAX = 127,
     };
     int32_t at = 0;
-    for (int32_t oy = 0; oy < OUT_H; oy++) {
+for (int32_t oy = 0; oy < OUT_H; oy++) {
         int32_t top = oy * STRIDE_H - PAD_H;
         int32_t ky_first = tte_first_tap(top, DIL_H), ky_end = tte_end_tap(top, DIL_H, IN_H, K_H);
         for (int32_t ox = 0; ox < OUT_W; ox++) {
@@ -174,7 +175,7 @@ X_ZERO = 20, Y_ZERO = 9, Y_MIN = -128, Y_MAX = 127,
                 acc = tte_wrap_add(acc, b[oc]);
                 accumulators[at] = acc;
                 int32_t v = tte_requantise_single(acc, multiplier[oc], shift[oc]) + Y_ZERO;
-                y[at] = (int8_t)tte_clamp(v, Y_MIN, Y_MAX);
+                *y++ = (int8_t)tte_clamp(v, Y_MIN, Y_MAX);
             }
         }
     }
@@ -275,7 +276,7 @@ static void conv2d_input_grad_0(const int8_t *e, const int32_t *k,
         STRIDE_H = 1, STRIDE_W = 1,
         DIL_H = 1, DIL_W = 1,
         PAD_H = 0, PAD_W = 0,
-F = 8,
+        F = 8,
     };
     int32_t *acc = workspace, s = 0;
     uint32_t largest = 0;
@@ -341,7 +342,7 @@ static void conv2d_weight_update_0(const int8_t *x, const int8_t *e, const int32
         STRIDE_H = 1, STRIDE_W = 1,
         DIL_H = 1, DIL_W = 1,
         PAD_H = 0, PAD_W = 0,
-X_ZERO = 20, CHANNELS = 4,
+        X_ZERO = 20, CHANNELS = 4,
     };
     int32_t *a = workspace;
     uint32_t key = tte_random_key(control, 9);
@@ -361,12 +362,12 @@ X_ZERO = 20, CHANNELS = 4,
         for (int32_t i = 0; i < CHANNELS; i++) {
             int32_t at = tap * CHANNELS + i;
             int32_t d = tte_weight_step(a[i], step_m[oc], step_t[oc], *k, control->learning_rate);
-                if (d == 0) continue;
-                int32_t r = tte_get_nibble(residual, (uint32_t)(at));
-                int32_t u = (int32_t)tte_random16(key, (uint32_t)(at)) & 4095;
-                w[at] = (int8_t)tte_apply_residual(w[at], &r, (d + u) >> 12, 4);
-                tte_set_nibble(residual, (uint32_t)(at), r);
-}
+            if (d == 0) continue;
+            int32_t r = tte_get_nibble(residual, (uint32_t)(at));
+            int32_t u = (int32_t)tte_random16(key, (uint32_t)(at)) & 4095;
+            w[at] = (int8_t)tte_apply_residual(w[at], &r, (d + u) >> 12, 4);
+            tte_set_nibble(residual, (uint32_t)(at), r);
+        }
     }
 }
 
@@ -410,7 +411,7 @@ static void depthwise_input_grad_0(const int8_t *e, const int32_t *k,
         STRIDE_H = 1, STRIDE_W = 1,
         DIL_H = 1, DIL_W = 1,
         PAD_H = 1, PAD_W = 1,
-F = 8, MULTIPLIER = 1,
+        F = 8, MULTIPLIER = 1,
     };
     int32_t *acc = workspace, s = 0;
     uint32_t largest = 0;
@@ -471,7 +472,7 @@ static void depthwise_weight_update_0(const int8_t *x, const int8_t *e, const in
         STRIDE_H = 1, STRIDE_W = 1,
         DIL_H = 1, DIL_W = 1,
         PAD_H = 1, PAD_W = 1,
-X_ZERO = -15, MULTIPLIER = 1, CHANNELS = 4,
+        X_ZERO = -15, MULTIPLIER = 1, CHANNELS = 4,
     };
     int32_t *a = workspace;
     uint32_t key = tte_random_key(control, 5);
@@ -494,12 +495,12 @@ X_ZERO = -15, MULTIPLIER = 1, CHANNELS = 4,
         for (int32_t i = 0; i < CHANNELS; i++) {
             int32_t c = i, at = tap * CHANNELS + i;
             int32_t d = tte_weight_step(a[i], step_m[c], step_t[c], *k, control->learning_rate);
-                if (d == 0) continue;
-                int32_t r = tte_get_nibble(residual, (uint32_t)(at));
-                int32_t u = (int32_t)tte_random16(key, (uint32_t)(tap * OUT_C + c)) & 4095;
-                w[at] = (int8_t)tte_apply_residual(w[at], &r, (d + u) >> 12, 4);
-                tte_set_nibble(residual, (uint32_t)(at), r);
-}
+            if (d == 0) continue;
+            int32_t r = tte_get_nibble(residual, (uint32_t)(at));
+            int32_t u = (int32_t)tte_random16(key, (uint32_t)(tap * OUT_C + c)) & 4095;
+            w[at] = (int8_t)tte_apply_residual(w[at], &r, (d + u) >> 12, 4);
+            tte_set_nibble(residual, (uint32_t)(at), r);
+        }
     }
 }
 
@@ -548,7 +549,7 @@ static void conv2d_weight_update_1(const int8_t *x, const int8_t *e, const int32
         STRIDE_H = 2, STRIDE_W = 2,
         DIL_H = 1, DIL_W = 1,
         PAD_H = 0, PAD_W = 0,
-X_ZERO = -3, CHANNELS = 2,
+        X_ZERO = -3, CHANNELS = 2,
     };
     int32_t *a = workspace;
     uint32_t key = tte_random_key(control, 1);
@@ -568,12 +569,12 @@ X_ZERO = -3, CHANNELS = 2,
         for (int32_t i = 0; i < CHANNELS; i++) {
             int32_t at = tap * CHANNELS + i;
             int32_t d = tte_weight_step(a[i], step_m[oc], step_t[oc], *k, control->learning_rate);
-                if (d == 0) continue;
-                int32_t r = tte_get_nibble(residual, (uint32_t)(at));
-                int32_t u = (int32_t)tte_random16(key, (uint32_t)(at)) & 4095;
-                w[at] = (int8_t)tte_apply_residual(w[at], &r, (d + u) >> 12, 4);
-                tte_set_nibble(residual, (uint32_t)(at), r);
-}
+            if (d == 0) continue;
+            int32_t r = tte_get_nibble(residual, (uint32_t)(at));
+            int32_t u = (int32_t)tte_random16(key, (uint32_t)(at)) & 4095;
+            w[at] = (int8_t)tte_apply_residual(w[at], &r, (d + u) >> 12, 4);
+            tte_set_nibble(residual, (uint32_t)(at), r);
+        }
     }
 }
 
