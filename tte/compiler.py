@@ -42,10 +42,10 @@ class Options:
     update: str = "last"
     loss: str = "auto"
     head_seed: int = 0
+    numerics: Numerics = Numerics()
     rows: bool = False
     stream: bool = True
     budget: int = 0
-    numerics: Numerics = Numerics()
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def quantize_multiplier(m: float) -> tuple[int, int]:
     if m == 0:
         return 0, 0
     q, shift = math.frexp(m)
-    mantissa = int(math.floor(abs(q) * 2**31 + 0.5)) * (1 if q > 0 else -1)
+    mantissa = math.floor(abs(q) * 2**31 + 0.5) * (1 if q > 0 else -1)
     if mantissa == 2**31:
         mantissa //= 2
         shift += 1
@@ -48,7 +48,7 @@ def quantize_multiplier16(m: float) -> tuple[int, int]:
     if m <= 0:
         return 0, 0
     q, t = math.frexp(m)
-    mantissa = int(math.floor(q * 2**15 + 0.5))
+    mantissa = math.floor(q * 2**15 + 0.5)
     if mantissa == 2**15:
         mantissa //= 2
         t += 1
