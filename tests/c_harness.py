@@ -2,7 +2,8 @@
 
 Many programs share one executable, because starting the compiler costs more than compiling a small model. The
 executable (compiled with sanitizers) takes whole arenas: what is not an input is random, so that reading what nobody
-wrote shows. After each step it sends the step's outputs, and stops if a byte outside them changed.
+wrote shows. After each step it sends the step's outputs, and stops if a byte outside them changed. A model that takes
+its input by rows is given them one by one, and must ask for each once, in order.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ _TRAINS = """\
 static void %(name)s_control(const uint32_t *v) {
     %(name)s_set_learning_rate(v[0]); %(name)s_set_seed(v[1]); %(name)s_set_step(v[2]);
 }
+"""
+_ROWS = """\
+void %(name)s_read_row(int32_t row, int8_t *to) { supply(%(rows)d, %(row_bytes)d, row, to); }
 """
 
 
@@ -164,7 +168,7 @@ class Bench:
         return program
 
     def _main(self) -> str:
-        texts, rows = [], []
+        texts, table = [], []
         for name, p in self.plans.items():
             trains = p.program.trains
             lines = "".join(f"    {{{a}, {b}, {c}, {d}}},\n" for a, b, c, d in _spans(p))
@@ -173,18 +177,23 @@ class Bench:
                 own = [f"{name}_state", f"{name}_init", f"{name}_run", f"{name}_step_", f"{name}_control"]
                 takes = "label" if p.program.graph.type(TRUTH).dtype == "int32" else ""
                 unused = "" if takes else "(void)label; "
-                texts.append(f"static int32_t {name}_step_(int32_t label) {{ {unused}return {name}_train_step({takes}); }}\n")
+                texts.append(
+                    f"static int32_t {name}_step_(int32_t label) {{ {unused}return {name}_train_step({takes}); }}\n"
+                )
             else:
                 own = ["no_state", f"{name}_init", f"{name}_run", "no_train", "no_control"]
-            sizes = f"{max(p.arena_bytes, 8)}, {codegen.state_bytes(p)}, {len(_spans(p))}"
-            rows.append(f"    {{{sizes}, {name}_spans, {name}_arena, {', '.join(own)}}},\n")
+            rows, row_bytes = _supplied(p)
+            if rows:
+                texts.append(_ROWS % {"name": name, "rows": rows, "row_bytes": row_bytes})
+            sizes = f"{max(p.arena_bytes, 8)}, {codegen.state_bytes(p)}, {rows}, {row_bytes}, {len(_spans(p))}"
+            table.append(f"    {{{sizes}, {name}_spans, {name}_arena, {', '.join(own)}}},\n")
         nothing = (
             "static uint8_t no_bytes[1];\n"
             "static inline uint8_t *no_state(void) { return no_bytes; }\n"
             "static inline int32_t no_train(int32_t label) { return label; }\n"
             "static inline void no_control(const uint32_t *v) { (void)v; }\n"
         )
-        models = nothing + "".join(texts) + "static const model models[] = {\n" + "".join(rows) + "};\n"
+        models = nothing + "".join(texts) + "static const model models[] = {\n" + "".join(table) + "};\n"
         includes = "#include <string.h>\n" + "".join(f'#include "{name}.h"\n' for name in self.plans)
         text = _MAIN.read_text(encoding="utf-8")
         return text.replace("/* @includes@ */", includes).replace("/* @models@ */", models)
@@ -216,8 +225,12 @@ class Bench:
     def _request(self, index: int, p: Plan, call: Call, random: np.random.Generator) -> bytes:
         graph = p.program.graph
         arena = random.integers(0, 256, max(p.arena_bytes, 8), np.uint8)
+        rows = b""
         for name in graph.inputs:
             data = pack(call.inputs[name], graph.type(name).dtype)
+            if name == p.program.supplied:
+                rows = data
+                continue
             arena[p.offsets[name] : p.offsets[name] + len(data)] = np.frombuffer(data, np.uint8)
         label = int(call.inputs[TRUTH]) if call.train and graph.type(TRUTH).dtype == "int32" else 0
         c = call.control
@@ -228,7 +241,15 @@ class Bench:
             for slot in codegen.state_slots(p):
                 data = pack(call.params.get(slot.name, graph.data(slot.name)), slot.type.dtype)  # type: ignore[union-attr]
                 state[slot.offset : slot.offset + len(data)] = np.frombuffer(data, np.uint8)
-        return head + arena.tobytes() + (state.tobytes() if loads == 2 else b"")
+        return head + arena.tobytes() + (state.tobytes() if loads == 2 else b"") + rows
+
+
+def _supplied(p: Plan) -> tuple[int, int]:
+    """Rows of the input, and bytes of one, where the caller supplies them; else 0, 0."""
+    if not p.program.supplied:
+        return 0, 0
+    t = p.program.graph.type(p.program.supplied)
+    return t.shape[1], t.nbytes // t.shape[1]
 
 
 @dataclass
@@ -337,7 +358,9 @@ def random_values(
         elif t.dtype == "int32" and t.shape == ():
             values[name] = np.array(random.integers(*exponents), np.int32)
         elif t.dtype == "int32":
-            values[name] = random.integers(-(2 ** (31 - 6 * (kind % 5))), 2 ** (31 - 6 * (kind % 5)), t.shape).astype(np.int32)
+            values[name] = random.integers(-(2 ** (31 - 6 * (kind % 5))), 2 ** (31 - 6 * (kind % 5)), t.shape).astype(
+                np.int32
+            )
         else:
             error = t.quant is not None and name.rsplit("/", 1)[-1].startswith("error")
             low, high = (-127 if error else -128), 127

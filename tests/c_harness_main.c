@@ -6,7 +6,7 @@
 /* What a step may change: bytes of the arena (0 output, 2 workspace) or of the state (1). */
 typedef struct { uint32_t step, kind, offset, bytes; } span;
 typedef struct {
-    uint32_t arena_bytes, state_bytes, spans;
+    uint32_t arena_bytes, state_bytes, rows, row_bytes, spans; /* rows: of the input, if the caller supplies them */
     const span *span;
     const uint8_t *(*arena)(void);
     uint8_t *(*state)(void);
@@ -15,6 +15,20 @@ typedef struct {
     int32_t (*train)(int32_t label);
     void (*control)(const uint32_t *values);
 } model;
+
+static uint8_t *sample; /* the input of a model that asks for its rows */
+static uint32_t next_row;
+
+/* What every model's read_row does: each row is asked for once, in order. */
+static inline void supply(uint32_t rows, uint32_t row_bytes, int32_t row, int8_t *destination) {
+    if (row < 0 || (uint32_t)row != next_row || next_row >= rows) {
+        fprintf(stderr, "row %d of %u is asked for, not row %u\n", (int)row, rows, next_row);
+        exit(5);
+    }
+    uint8_t *from = sample + next_row++ * row_bytes;
+    memcpy(destination, from, row_bytes);
+    memset(from, 0xA5, row_bytes);
+}
 
 /* @models@ */
 
@@ -56,6 +70,9 @@ int main(void) {
         get(arena, now->arena_bytes);
         if (head[6] == 2) get(state, now->state_bytes);
         now->control(head + 2);
+        sample = malloc(now->rows * now->row_bytes + 1);
+        get(sample, now->rows * now->row_bytes);
+        next_row = 0;
         arena_before = malloc(now->arena_bytes + 1);
         state_before = malloc(now->state_bytes + 1);
         if (head[1]) memcpy(arena + now->span[0].offset, &head[5], now->span[0].bytes); /* as train_step will */
@@ -64,10 +81,15 @@ int main(void) {
         int32_t result = 0;
         if (head[1]) result = now->train((int32_t)head[5]);
         else now->infer();
+        if (next_row != now->rows) {
+            fprintf(stderr, "model %d asked for %u of its %u rows\n", (int)(now - models), next_row, now->rows);
+            exit(5);
+        }
         uint32_t end = 0xFFFFFFFFu;
         put(&end, 4);
         put(&result, 4);
         put(state, now->state_bytes);
+        free(sample);
         free(arena_before);
         free(state_before);
     }

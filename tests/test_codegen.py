@@ -7,12 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from c_harness import Bench, compilers, needs
-from random_graphs import sample
+from random_graphs import image_sample, sample
 from test_random_graphs import calls
 from tflite_builder import GraphBuilder
 
@@ -21,7 +22,7 @@ from tte.compiler import Compiled, Options, compile_model
 from tte.frontend.schema import RawModel, write
 from tte.training.autodiff import Numerics
 
-GOLDEN = Path(__file__).parent / "golden" / "tiny"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def tiny() -> RawModel:
@@ -42,17 +43,30 @@ def compiled(raw: RawModel, folder: Path, update: str = "full", name: str = "tin
     return compile_model(file, Options(update=update, numerics=chosen), name=name)
 
 
-def test_golden(tmp_path: Path) -> None:
-    """The tiny model's library, for people to read in review. TTE_REFRESH_GOLDEN=1 writes it anew."""
-    files = codegen.render(compiled(tiny(), tmp_path).plan, "tiny", "a model for tests")
+def narrow() -> RawModel:
+    """A residual block that runs row by row, with the input by rows."""
+    b = GraphBuilder(2)
+    x = b.conv_2d(b.input((1, 9, 8, 1)), 2, (3, 3), (2, 2), activation="RELU6")
+    x = b.elementwise("ADD", x, b.depthwise_conv_2d(x, activation="RELU", per_channel=False))
+    b.fully_connected(b.mean(b.pool("MAX_POOL_2D", x), (1, 2)), 2)
+    return b.model()
+
+
+@pytest.mark.parametrize(("name", "make", "update", "rows"), [("tiny", tiny, "full", False), ("rows", narrow, "last", True)])
+def test_golden(name: str, make: Callable[[], RawModel], update: str, rows: bool, tmp_path: Path) -> None:
+    """Two small models' libraries, for people to read in review. TTE_REFRESH_GOLDEN=1 writes them anew."""
+    (tmp_path / "model.tflite").write_bytes(write(make()))
+    made = compile_model(tmp_path / "model.tflite", Options(update=update, rows=rows, numerics=Numerics(0.02)), name=name)
+    files = codegen.render(made.plan, name, "a model for tests")
+    golden = GOLDEN / name
     if os.environ.get("TTE_REFRESH_GOLDEN"):
         for path, text in files.items():
-            (GOLDEN / path).parent.mkdir(parents=True, exist_ok=True)
-            (GOLDEN / path).write_text(text, encoding="utf-8")
-    there = {str(p.relative_to(GOLDEN)) for p in GOLDEN.rglob("*") if p.is_file()}
+            (golden / path).parent.mkdir(parents=True, exist_ok=True)
+            (golden / path).write_text(text, encoding="utf-8")
+    there = {str(p.relative_to(golden)) for p in golden.rglob("*") if p.is_file()}
     assert there == set(files)
     for path, text in files.items():
-        assert (GOLDEN / path).read_text(encoding="utf-8") == text, f"{path} changed; TTE_REFRESH_GOLDEN=1 accepts it"
+        assert (golden / path).read_text(encoding="utf-8") == text, f"{path} changed; TTE_REFRESH_GOLDEN=1 accepts it"
 
 
 _DIGEST = """
@@ -93,6 +107,7 @@ def test_no_float_no_heap_no_paths_no_dates(tmp_path: Path) -> None:
     """In models of every kind."""
     plans = [compiled(tiny(), tmp_path, mode=mode, batch=batch).plan for mode, batch in (("r4", 1), ("r8", 3), ("sr", 2))]
     plans += [c.plan for c in (sample(seed).compile(tmp_path) for seed in range(300, 312)) if c]
+    plans += [c.plan for c in (image_sample(seed).compile(tmp_path, rows=True) for seed in range(300, 312)) if c]
     for p in plans:
         for path, text in codegen.render(p, "m", "n").items():
             found = _FORBIDDEN.search(text) if path.endswith((".c", ".h")) else None
@@ -102,10 +117,9 @@ def test_no_float_no_heap_no_paths_no_dates(tmp_path: Path) -> None:
 
 def test_no_recursion(tmp_path: Path) -> None:
     """A function calls only functions defined before it, so that no call comes back."""
-    for seed in range(300, 312):
-        made = sample(seed).compile(tmp_path)
-        if made is None:
-            continue
+    samples = [sample(seed).compile(tmp_path) for seed in range(300, 312)]
+    samples += [image_sample(seed).compile(tmp_path, rows=True) for seed in range(300, 312)]
+    for made in filter(None, samples):
         files = codegen.render(made.plan, "m", "n")
         text = files["src/tte_runtime.h"] + files["src/m_kernels.h"] + files["src/m.c"]
         text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
@@ -135,7 +149,7 @@ def test_hostile_names_compile(turn: int, tmp_path: Path) -> None:
     raw = replace(raw, subgraph=replace(raw.subgraph, tensors=tensors))
     made = compiled(raw, tmp_path, name=names[-1])
     bench = Bench({"m": made.plan}, tmp_path)
-    bench.check({"m": calls(made, 0)})
+    bench.check({"m": calls(made.plan, 0)})
     for compiler in compilers():
         bench.compile(compiler, "-O1")
 

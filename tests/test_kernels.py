@@ -28,14 +28,18 @@ from c_harness import (
     training_plan,
 )
 from cases import CASES, Case, conv, dense, depthwise, random_cases
+from tflite_builder import GraphBuilder
 
 from tte import resources
-from tte.ir import DTYPES, Builder, Graph, QuantParams, Role, TensorType
+from tte.ir import DTYPES, Builder, Graph, QuantParams, Role, TensorType, verify
 from tte.ops.base import Control, Cotangent, Op, Types
 from tte.ops.error import ApplyMask, Merge
 from tte.ops.linear import Linear, frozen_channels
 from tte.ops.linear_grad import MODES, InputGrad
 from tte.ops.loss import MeanSquaredError, SoftmaxCrossEntropy
+from tte.ops.segment import Segment
+from tte.ops.select import SelectChannels
+from tte.passes.save_channels import save_channels
 from tte.training import scheme
 from tte.training.autodiff import Numerics, _prepare, _Tape
 from tte.training.head import Head, find
@@ -109,6 +113,7 @@ def errors() -> list[Graph]:
         graphs.append(single(Merge(), ins, {"sum": error(count), "k": _K}))
     for count in (1, 7, 8, 9, 65):
         graphs.append(single(ApplyMask(), {"error": error(count), "mask": TensorType((count,), "bit")}, {"y": error(count)}))
+        graphs.append(single(SelectChannels((0, count - 1)), {"x": error(1, 3, 2, count)}, {"y": error(1, 3, 2, 2)}))
     return graphs
 
 
@@ -188,6 +193,25 @@ def _random_param(t: TensorType, random: np.random.Generator) -> np.ndarray | No
     return random.integers(low, high, t.shape).astype(DTYPES[t.dtype][1])
 
 
+def gathered() -> list[Graph]:
+    """Sparse updates of layers whose input is saved in part: dX, and the channels that train."""
+
+    def behind(kind: str) -> Case:
+        def make(b: GraphBuilder) -> None:
+            x = b.conv_2d(b.input((1, 5, 6, 3)), 7, (1, 1))
+            if kind == "conv":
+                b.conv_2d(x, 4, (3, 2), (2, 1), activation="RELU6")
+            else:
+                b.depthwise_conv_2d(x, 1, (3, 3), activation="RELU")
+
+        return Case(f"{kind} behind", make)
+
+    return [
+        verify(save_channels(backward(behind(kind), Numerics(0.02, mode, batch), 0.4)))
+        for (mode, batch), kind in itertools.product(zip(MODES, (1, 3, 1, 2), strict=True), ("conv", "depthwise"))
+    ]
+
+
 def all_cases() -> list[Case]:
     return [*CASES, *random_cases(60)]
 
@@ -208,7 +232,7 @@ def backward_graphs() -> list[Graph]:
     for i, case in enumerate(all_cases()):
         mode, batch, fraction, buffered = variants[i * 5 % len(variants)]
         graphs.append(backward(case, Numerics(0.02, mode, batch), fraction, buffered))
-    return graphs
+    return graphs + gathered()
 
 
 GROUPS: dict[str, tuple[Callable[[], list[Graph]], bool]] = {
@@ -252,7 +276,10 @@ def _flavour(graph: Graph) -> set[tuple[object, ...]]:
 
 
 #: Template parameters that choose lines of text.
-_CHOICES = ("mask", "acc", "trained", "mode", "batch", "buffered", "rounding", "operator", "product", "sums", "x_type", "rows")
+_CHOICES = (
+    *("mask", "acc", "trained", "mode", "batch", "buffered", "rounding", "operator", "product", "sums", "x_type", "rows"),
+    "gathered",
+)
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +326,7 @@ def test_every_operator_has_its_template() -> None:
             rendered |= {flavour[0] for flavour in _flavour(graph)}
     there = {p.name.removesuffix(".c.j2") for p in (resources.path("templates") / "kernels").glob("*.c.j2")}
     assert rendered == there
-    assert _leaves(Op) <= operators
+    assert _leaves(Op) - {Segment} <= operators  # its code is the model's own: tests/test_rows.py
 
 
 def _leaves(kind: type) -> set[type]:

@@ -12,8 +12,10 @@ from tte.frontend import tflite
 from tte.ir import Builder, Graph, verify
 from tte.ops.loss import Loss, MeanSquaredError, SoftmaxCrossEntropy
 from tte.passes.dead import eliminate_dead
+from tte.passes.save_channels import save_channels
 from tte.planner.arena import Plan, plan
 from tte.planner.check import check
+from tte.planner.order import order
 from tte.planner.schedule import Program, schedule
 from tte.planner.stream import stream
 from tte.training import scheme as schemes
@@ -111,7 +113,7 @@ def compile_model(
     updates = schemes.resolve(forward, scheme, head.node)
     derived = derive(forward, head, loss, updates, options.numerics)
     dumps.append(("3-derived", derived.text()))
-    training = verify(eliminate_dead(derived))
+    training = verify(save_channels(verify(eliminate_dead(derived))))
     dumps.append(("4-pruned", training.text()))
     say("planning")
     program = schedule(training, forward.outputs, (head.logits, LOSS))
@@ -123,10 +125,12 @@ def compile_model(
 
 
 def _planned(program: Program, options: Options) -> Plan:
-    """Segments, addresses, and the proof of both."""
+    """Order, segments, addresses, and the proof of them."""
+    # Training first: streaming stops where the forward pass no longer holds the peak.
+    program = order(program, program.forward).program
     if options.stream or options.rows:
         program = stream(program, options.budget, options.rows)
-    result = _bounded(plan(program, options.budget))
+    result = _bounded(plan(order(program).program, options.budget))
     check(result)
     return result
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,18 +12,18 @@ from typing import Any
 
 import tte
 from tte import board as boards
-from tte import codegen, firmware, toolchain
+from tte import codegen, files, firmware, toolchain
 from tte.board import Board
 from tte.compiler import Compiled, Options, compile_model
 from tte.errors import BoardError, DataError, ModelError, ToolchainError
 from tte.ir import Role
 from tte.planner.arena import Plan
-from tte.training.autodiff import Numerics
+from tte.training.autodiff import TRUTH, Numerics
 
 MANIFEST = "build.json"
 _KEPT = "source"
-_OTHER = 512  # bytes for the firmware's own variables, where RAM is to be shared out
-_STACK = 1024  # bytes of stack where the board's usual reserve does not fit; the program's own bound is far below
+FIRMWARE_ROOM = 512  # bytes for the firmware's own variables, where RAM is to be shared out
+STACK_ROOM = 1024  # bytes of stack where the board's usual reserve does not fit; the program's own bound is far below
 _MORE_FLASH = "a board with more flash, or a smaller model"
 
 
@@ -106,7 +105,7 @@ def build(
     refuse_unless_it_fits(compiled.plan, board, limit)
     if ram:
         # It fits at its smallest: spend what is left on fewer instructions.
-        room = limit - codegen.state_bytes(compiled.plan) - _STACK - _OTHER
+        room = limit - codegen.state_bytes(compiled.plan) - STACK_ROOM - FIRMWARE_ROOM
         options = replace(options, budget=max(room, 0))
         compiled = compile_model(model, options, say)
     if dump_ir is not None:
@@ -115,12 +114,12 @@ def build(
         say("arm-none-eabi-gcc is not on PATH: PlatformIO will fetch it")
     name = codegen.c_name(compiled.forward.name)
     note = f"{compiled.forward.name}, {compiled.scheme} update, {options.numerics.mode}, for {board.title}"
-    files = codegen.render(compiled.plan, name, note)
+    sources = codegen.render(compiled.plan, name, note)
     digest = codegen.model_hash(compiled.plan)
     with _removed_on_failure(out):
         say(f"compiling for {board.title}")
         try:
-            result = _build_within(out, files, board, name, limit, compiled.plan)
+            result = _build_within(out, sources, board, name, limit, compiled.plan)
         except BoardError as error:
             remedy = _remedy(compiled.plan) if "RAM" in error.limit else _MORE_FLASH if "FLASH" in error.limit else error.remedy
             raise BoardError(error.what, where=error.where, limit=error.limit, remedy=remedy) from None
@@ -134,19 +133,19 @@ def build(
 
 
 def _build_within(
-    out: Path, files: Mapping[str, str], board: Board, name: str, limit: int, plan: Plan
+    out: Path, sources: Mapping[str, str], board: Board, name: str, limit: int, plan: Plan
 ) -> firmware.BuildResult:
     """Lays out and builds the project; where RAM is short, the stack gets what its bound asks for and no more."""
     window = limit // 32 * 32 if limit < board.ram_bytes else None
-    static = plan.arena_bytes + codegen.state_bytes(plan) + _OTHER
+    static = plan.arena_bytes + codegen.state_bytes(plan) + FIRMWARE_ROOM
 
     def attempt(stack: int) -> firmware.BuildResult:
-        made = firmware.generate_project(out, files, board, name=name, stack_bytes=stack, ram_window_bytes=window)
+        made = firmware.generate_project(out, sources, board, name=name, stack_bytes=stack, ram_window_bytes=window)
         return firmware.build(made)
 
     if static + board.stack_bytes <= limit:
         return attempt(board.stack_bytes)
-    result = attempt(min(_STACK, board.stack_bytes))
+    result = attempt(min(STACK_ROOM, board.stack_bytes))
     if result.ram_static_bytes + result.stack_reserve_bytes > limit:
         result = attempt(-(-result.stack_bound_bytes // 32) * 32)
     return result
@@ -181,7 +180,8 @@ def _remedy(plan: Plan) -> str:
     if codegen.state_bytes(plan) > plan.arena_bytes:
         return "trained state binds: a smaller scheme, fewer --classes, --mode sr (no residuals), or a board with more RAM"
     program = plan.program
-    if not program.supplied and any(i in program.graph.nodes[plan.peak_step].inputs for i in program.graph.inputs):
+    whole = {i for i in program.graph.inputs if i not in (TRUTH, program.supplied)}
+    if plan.peak_step < program.forward and whole.intersection(program.graph.nodes[plan.peak_step].inputs):
         return "the input itself binds: --rows (it then never lies in RAM whole), or a smaller input"
     if plan.peak_step < program.forward:
         return "the forward pass binds: a smaller input or model, fewer masks (a smaller scheme), or a board with more RAM"
@@ -217,11 +217,11 @@ def _keep(finished: Build, model: Path, options: Options) -> None:
     """Copies what the build was made from, then writes the manifest: its presence means the build is whole."""
     source = finished.folder / _KEPT
     source.mkdir(exist_ok=True)
-    _replace(source / "model.tflite", model.read_bytes())
+    files.write(source / "model.tflite", model.read_bytes())
     if Path(options.update).is_file():
-        _replace(source / "scheme.toml", Path(options.update).read_bytes())
+        files.write(source / "scheme.toml", Path(options.update).read_bytes())
     facts = {**finished.as_dict(), "model": finished.compiled.forward.name}
-    _replace(finished.folder / MANIFEST, (json.dumps(facts, indent=1) + "\n").encode())
+    files.write(finished.folder / MANIFEST, (json.dumps(facts, indent=1) + "\n").encode())
 
 
 def load(folder: Path) -> tuple[firmware.Project, Compiled, dict[str, Any]]:
@@ -260,18 +260,8 @@ def board_of(name: str) -> Board:
 
 
 def _dump(compiled: Compiled, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for stage, text in compiled.dumps:
-            _replace(folder / f"{stage}.txt", text.encode())
-    except OSError as error:
-        raise DataError(f"cannot write: {error.strerror}", where=str(folder)) from None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    for stage, text in compiled.dumps:
+        files.write(folder / f"{stage}.txt", text.encode())
 
 
 @contextlib.contextmanager

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from tte.errors import TteError
+from tte import files
 from tte.run import Point, RunLog
 
 # Okabe and Ito's blue and vermilion: told apart with any colour vision, and in grey.
@@ -31,7 +29,7 @@ def write_json(path: Path, log: RunLog, facts: Mapping[str, Any] | None = None) 
         TteError: if the file cannot be written.
     """
     content = json.dumps({**(facts or {}), **log.as_dict()}, indent=1, allow_nan=False)
-    _replace(path, (content + "\n").encode())
+    files.write(path, (content + "\n").encode())
 
 
 def learning_curve(
@@ -65,7 +63,7 @@ def learning_curve(
         axes.spines[["top", "right"]].set_visible(False)
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
-    _replace(path, content.getvalue())
+    files.write(path, content.getvalue())
 
 
 def _draw_quality(axes: Axes, log: RunLog, references: Mapping[str, float]) -> None:
@@ -154,21 +152,3 @@ def _quality(point: Point) -> float:
 
 def _shown(value: float, classifies: bool) -> str:
     return f"{100 * value:.1f} %" if classifies else f"{value:.4g}"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write under a temporary name in the same folder, then rename."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # a temporary file is private; the result is an ordinary one
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary:
-            temporary.unlink(missing_ok=True)
-        raise TteError(f"cannot be written ({error.strerror})", where=str(path)) from None

@@ -124,6 +124,8 @@ class Op:
     inplace: ClassVar[tuple[tuple[int, int], ...]] = ()
     #: The output is the input's bytes under another shape: no code.
     view: ClassVar[bool] = False
+    #: It belongs to training alone, but runs within the forward pass, so that the larger tensor it reads can go.
+    eager: ClassVar[bool] = False
     #: Why no gradient passes; empty where one does.
     not_differentiable: ClassVar[str] = ""
 
@@ -206,10 +208,12 @@ def one_row(t: TensorType) -> TensorType:
 
 
 def same_rows(t: Types) -> Rows | None:
-    """The rule of an element-wise operator: row for row, where all shapes are one and packed bits fill whole bytes."""
+    """The rule of an element-wise operator: row for row, where all shapes are one, of one sample, and packed bits fill
+    whole bytes."""
     shape = t.outs[0].shape
     bits = any(o.dtype == "bit" for o in t.outs) and (t.outs[0].elements // shape[1]) % 8
-    return Rows() if len(shape) == 4 and all(i.shape == shape for i in t.ins) and not bits else None
+    one = len(shape) == 4 and shape[0] == 1
+    return Rows() if one and all(i.shape == shape for i in t.ins) and not bits else None
 
 
 def activation_range(activation: str, quant_type: TensorType) -> tuple[int, int]:

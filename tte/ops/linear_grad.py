@@ -145,6 +145,9 @@ class Update(Op):
 class WeightUpdate(Update):
     """dW of a weighted layer, applied at once: `x, e, k, w, [residual], [held] -> w, [residual], [held]`, in place.
 
+    Attributes:
+        gathered: x holds only the trained channels (see `SelectChannels`).
+
     Each weight's gradient `A = sum e * (x - zx)` is computed and consumed: there is no dW tensor. With `trained`, w
     holds only those channels of the last axis; the random numbers are indexed as in the whole tensor.
     """
@@ -152,6 +155,7 @@ class WeightUpdate(Update):
     title = "WEIGHT_UPDATE"
     geometry: Geometry = Geometry(1, 1, 1, 1, 1, 1)
     trained: tuple[int, ...] = ()
+    gathered: bool = False
 
     @property
     def channels(self) -> int:
@@ -181,6 +185,10 @@ class WeightUpdate(Update):
     def gradient_sums(self, t: Types, x: Array, e: Array) -> I64:
         """A in the shape of the trained slice."""
         g = self.geometry
+        if self.gathered:
+            whole = np.full((g.in_h, g.in_w, g.in_c), t.ins[0].zero_point, np.int64)
+            whole[..., list(self.trained)] = as_i64(x).reshape(g.in_h, g.in_w, -1)
+            x = whole
         canvas = g.padded(as_i64(x).reshape(g.in_h, g.in_w, g.in_c) - t.ins[0].zero_point).astype(np.float64)
         e2 = as_i64(e).reshape(-1, g.out_c).astype(np.float64)
         a = np.zeros(g.weight_shape)
@@ -222,12 +230,14 @@ class WeightUpdate(Update):
         params = g.params() | {
             "x_zero": t.ins[0].zero_point,
             "trained": len(self.trained),
+            "gathered": self.gathered,
             "mode": self.mode,
             "batch": self.batch,
             "stream": 4 * self.stream + _WEIGHT_STREAM,
         }
         tables = [("step_m", m), ("step_t", exponent)]
-        if self.trained:
+        # The 2-d kernel needs the list for the random numbers alone where x holds nothing else.
+        if self.trained and (g.depthwise or not self.gathered or self.mode in ("r4", "sr")):
             tables.append(("channel", channel_table(self.trained, g.weight_shape[-1])))
         template = "depthwise_weight_update" if g.depthwise else "conv2d_weight_update"
         return Kernel(template, params, tuple(tables), 4 * self.channels, control=True)

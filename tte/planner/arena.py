@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +10,10 @@ from dataclasses import dataclass, replace
 from tte.ops.linear_grad import InputGrad
 from tte.planner.schedule import Buffer, Program, buffers, live_bytes
 
-#: Promotions tried under each order; the random numbers have a fixed seed, so plans are reproducible.
-_TRIES = 60
+#: Moves tried from each order; the random numbers have a fixed seed, so plans are reproducible.
+_TRIES = 150
+#: Buffers below this fraction of the bound are not searched for.
+_SMALL = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +46,16 @@ def plan(program: Program, budget: int = 0) -> Plan:
     raise the peak above the budget (bytes), or not at all where the peak is above it anyway.
     """
     base = _placed(program)
-    better = _placed(_with_free_buffers(program, base, max(budget, base.lower_bound)))
-    return better if better.arena_bytes <= max(budget, base.arena_bytes) else base
+    limit = max(budget, base.lower_bound)
+    # Kept accumulators crowd the arena: where they cannot be placed within the limit, some of them go.
+    for share in (1.0, 0.95, 0.85, 0.7):
+        candidate = _with_free_buffers(program, base, int(limit * share))
+        if candidate is program:
+            break
+        better = _placed(candidate)
+        if better.arena_bytes <= max(budget, base.arena_bytes):
+            return better
+    return base
 
 
 def _with_free_buffers(program: Program, base: Plan, limit: int) -> Program:
@@ -56,6 +67,8 @@ def _with_free_buffers(program: Program, base: Plan, limit: int) -> Program:
             extra = kept.kernel(types).workspace - node.op.kernel(types).workspace
             if base.live[step] + extra <= limit:
                 nodes[step] = replace(node, op=kept)
+    if all(new is old for new, old in zip(nodes, program.graph.nodes, strict=True)):
+        return program
     return replace(program, graph=program.graph.with_nodes(nodes))
 
 
@@ -70,11 +83,16 @@ def _placed(program: Program) -> Plan:
     return Plan(program, found, offsets, scratch, size, bound, peak, tuple(live))
 
 
-def place(found: Sequence[Buffer], bound: int) -> tuple[list[int], int]:
+@functools.lru_cache(maxsize=32)
+def place(found: tuple[Buffer, ...], bound: int) -> tuple[tuple[int, ...], int]:
     """Offsets for the buffers and the arena's size.
 
-    Greedy first fit under several orders; then the buffer that ends highest is promoted, again and again: whatever
-    sticks out gets its place earlier. Stops at the lower bound.
+    Greedy first fit under several orders; from each, a local search: a buffer that sticks out above the bound is moved
+    before one that it conflicts with, and the new order is kept if it is no worse. The search moves large buffers
+    only; the small ones fill the gaps, largest first. Stops at the lower bound.
+
+    Args:
+        bound: the most bytes that are live at once.
     """
     rules: tuple[Callable[[int], tuple[int, ...]], ...] = (
         lambda i: (-found[i].size, found[i].first),
@@ -83,31 +101,65 @@ def place(found: Sequence[Buffer], bound: int) -> tuple[list[int], int]:
         lambda i: (found[i].first, -found[i].size),
     )
     conflicts = [[j for j, b in enumerate(found) if j != i and a.overlaps(b)] for i, a in enumerate(found)]
+    large = [i for i, b in enumerate(found) if b.size * _SMALL >= bound]
+    small = sorted(set(range(len(found))) - set(large), key=rules[0])
     best, size = _first_fit(found, conflicts, range(len(found)))
     generator = random.Random(0)
     for rule in rules:
-        order = sorted(range(len(found)), key=rule)
+        order = sorted(large, key=rule)
+        places, total = _first_fit(found, conflicts, order)
+        tried = order
         for _ in range(_TRIES):
+            if max(total, bound) < size:
+                whole, with_small = _first_fit(found, conflicts, [*tried, *small])
+                if with_small < size:
+                    best, size = whole, with_small
             if size <= bound:
-                return best, size
-            places, total = _first_fit(found, conflicts, order)
-            if total < size:
-                best, size = places, total
-            highest = max(range(len(found)), key=lambda i: places[i] + found[i].size)
-            # A random jump ahead rather than the very front: two buffers would only take turns there.
-            at = order.index(highest)
-            order.insert(generator.randrange(at + 1) if generator.random() < 0.5 else 0, order.pop(at))
-    return best, size
+                return tuple(best), size
+            tried = _nudged(order, places, found, conflicts, bound, generator)
+            new_places, new_total = _first_fit(found, conflicts, tried)
+            if new_total <= max(total, bound):
+                order, places, total = tried, new_places, new_total
+            else:
+                tried = order
+    return tuple(best), size
+
+
+def _nudged(
+    order: list[int],
+    places: Sequence[int],
+    found: Sequence[Buffer],
+    conflicts: list[list[int]],
+    bound: int,
+    generator: random.Random,
+) -> list[int]:
+    """The order with one buffer, if possible one that ends above the bound, moved before a conflicting one."""
+    over = [i for i in order if places[i] + found[i].size > bound] or order
+    if not over:
+        return order
+    chosen = generator.choice(over)
+    at = order.index(chosen)
+    ahead = [k for k in range(at) if order[k] in conflicts[chosen]]
+    to = generator.choice(ahead) if ahead else 0
+    new = list(order)
+    if generator.random() < 0.5:
+        new.insert(to, new.pop(at))
+    else:
+        new[at], new[to] = new[to], new[at]
+    return new
 
 
 def _first_fit(found: Sequence[Buffer], conflicts: list[list[int]], order: Sequence[int]) -> tuple[list[int], int]:
+    """Places the buffers in this order, each in the lowest gap that holds it."""
     places = [-1] * len(found)
+    end = 0
     for i in order:
-        taken = sorted((places[j], places[j] + found[j].size) for j in conflicts[i] if places[j] >= 0)
+        taken = sorted([(places[j], places[j] + found[j].size) for j in conflicts[i] if places[j] >= 0])
         at = 0
-        for start, end in taken:
+        for start, stop in taken:
             if start - at >= found[i].size:
                 break
-            at = max(at, end)
+            at = max(at, stop)
         places[i] = at
-    return places, max((p + b.size for p, b in zip(places, found, strict=True)), default=0)
+        end = max(end, at + found[i].size)
+    return places, end

@@ -66,8 +66,6 @@ def _run(plan: Plan, steps: Iterable[int], results: Iterable[str]) -> None:
         node = graph.nodes[step]
         for name in node.inputs:
             demand(name, node.name)
-        if isinstance(node.op, Segment):
-            _check_rows(node.op, node.name)
         values = [o for o in node.outputs if graph.tensors[o].role is Role.VALUE]
         if node.op.view:
             if span(values[0]).start != span(node.inputs[0]).start:
@@ -84,6 +82,8 @@ def _run(plan: Plan, steps: Iterable[int], results: Iterable[str]) -> None:
                 if _meet(span(name), span(later)):
                     raise PlanError(f"outputs {name} and {later} overlap", where=node.name)
         size = node.op.kernel(plan.program.types(node)).workspace
+        if isinstance(node.op, Segment):
+            _check_rows(node.op, node.name, size)
         if size:
             start = plan.workspaces.get(step, -1)
             if start < 0 or start % 4 or start + size > plan.arena_bytes:
@@ -99,19 +99,27 @@ def _run(plan: Plan, steps: Iterable[int], results: Iterable[str]) -> None:
         demand(name, "the caller")
 
 
-def _check_rows(segment: Segment, where: str) -> None:
-    """Proves a segment's order of rows: every row that a step reads is there, and no two buffers share bytes."""
+def _check_rows(segment: Segment, where: str, workspace: int) -> None:
+    """Proves a segment's order of rows: every row that a step reads is there, no row is computed beyond a tensor's
+    end, and no two rolling buffers share bytes or lie outside the workspace.
+    """
     rings = segment.order.rings
     taken = sorted((r.offset, r.offset + r.nbytes) for r in rings.values())
     if any(end > start for (_, end), (start, _) in pairwise(taken)):
         raise PlanError("two rolling buffers overlap", where=where)
+    if taken and (taken[0][0] < 0 or taken[-1][1] > workspace):
+        raise PlanError("a rolling buffer lies outside the workspace", where=where)
     supplied = segment.supplied
+    heights = [segment.type(n.outputs[0]).shape[1] for n in segment.nodes]
+    heights += [segment.type(supplied).shape[1]] if supplied else []
     slots: dict[str, dict[int, int]] = {name: {} for name in (*rings, *segment.kept)}
-    done = [0] * (len(segment.nodes) + bool(supplied))
+    done = [0] * len(heights)
     for stage in segment.order.stages:
         row = done[stage]
         outputs: tuple[str, ...] = (supplied,)
         done[stage] += 1
+        if done[stage] > heights[stage]:
+            raise PlanError(f"stage {stage} computes row {row}, beyond its last", where=where)
         if stage < len(segment.nodes):
             node, rule, outputs = segment.nodes[stage], segment.rule(stage), segment.nodes[stage].outputs
             for name in (n for n in node.inputs if n in slots):
@@ -126,6 +134,8 @@ def _check_rows(segment: Segment, where: str) -> None:
     for name in segment.kept:
         if len(slots[name]) != segment.type(name).shape[1]:
             raise PlanError(f"{name} is not complete", where=where)
+    if supplied and done[-1] != heights[-1]:
+        raise PlanError(f"takes {done[-1]} of the {heights[-1]} rows of {supplied}", where=where)
 
 
 def _meet(a: slice, b: slice) -> bool:

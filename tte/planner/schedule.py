@@ -88,6 +88,8 @@ def schedule(graph: Graph, outputs: Sequence[str], kept: Sequence[str] = ()) -> 
     infer = _ancestors(graph, outputs)
     updated = [o for n in nodes for o in graph.mutated(n)]
     train = _ancestors(graph, [*updated, *kept]) if kept else infer
+    # What is saved early is saved in both calls: a copy more in inference, but the same places for both.
+    infer |= {i for i, n in enumerate(nodes) if n.op.eager and i in train}
     shared = [n for i, n in enumerate(nodes) if i in infer and i in train]
     alone = [n for i, n in enumerate(nodes) if i in infer and i not in train]
     rest = [n for i, n in enumerate(nodes) if i not in infer and i in train]

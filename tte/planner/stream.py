@@ -7,6 +7,7 @@ planner then prices the chosen program for real.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -36,7 +37,7 @@ def stream(program: Program, budget: int = 0, rows: bool = False) -> Program:
     Raises:
         ModelError: `rows`, and the input is needed whole.
     """
-    search = _Search(program, rows)
+    search = _search(program, rows)
     floor = max([budget, *search.live[program.shared :]])
     best = search.cuts(0)
     limit = max(floor, best[-1].peak)
@@ -47,6 +48,12 @@ def stream(program: Program, budget: int = 0, rows: bool = False) -> Program:
         spans.append((start, end))
         end = start
     return search.apply(spans[::-1])
+
+
+@functools.lru_cache(maxsize=4)
+def _search(program: Program, rows: bool) -> _Search:
+    """The search for a program: what it simulates serves every budget."""
+    return _Search(program, rows)
 
 
 class _Search:

@@ -1,0 +1,36 @@
+"""Keeping a few channels of an activation: all that a sparse weight update needs of its layer's input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tte.ir import TensorType
+from tte.ops.base import Array, Control, Inferred, Kernel, Op, Rows, Types, require
+
+
+@dataclass(frozen=True)
+class SelectChannels(Op):
+    """`x [.., C] -> y [.., channels]`, for the backward pass alone: the forward pass reads x itself."""
+
+    title = "SELECT_CHANNELS"
+    eager = True
+    not_differentiable = "it stands in the forward pass of a training graph, behind which nothing is differentiated"
+    channels: tuple[int, ...] = ()
+
+    def infer(self, ins: tuple[TensorType, ...]) -> Inferred:
+        require(ins[0].dtype == "int8" and max(self.channels) < ins[0].shape[-1], f"no such channels in {ins[0]}")
+        return (((*ins[0].shape[:-1], len(self.channels)), "int8"),)
+
+    def reference(self, t: Types, xs: Sequence[Array], control: Control) -> tuple[Array, ...]:
+        return (np.ascontiguousarray(xs[0][..., list(self.channels)]),)
+
+    def rows(self, t: Types) -> Rows | None:
+        return Rows() if len(t.ins[0].shape) == 4 and t.ins[0].shape[0] == 1 else None
+
+    def kernel(self, t: Types) -> Kernel:
+        in_c, channels = t.ins[0].shape[-1], len(self.channels)
+        params: dict[str, int | str | bool] = {"pixels": t.ins[0].elements // in_c, "in_c": in_c, "channels": channels}
+        return Kernel("select_channels", params, (("channel", np.array(self.channels, np.uint16)),))
