@@ -148,4 +148,4 @@ def test_damaged_models_compute_the_same(tmp_path: Path) -> None:
         if len(plans) == 25:
             break
     made = dict(plans.values())
-    Bench({name: c.plan for name, c in made.items()}, tmp_path).check({name: calls(c, 1) for name, c in made.items()})
+    Bench({name: c.plan for name, c in made.items()}, tmp_path).check({name: calls(c.plan, 1) for name, c in made.items()})

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from tte.ops.linear_grad import InputGrad
 from tte.planner.schedule import Buffer, Program, buffers, live_bytes
 
-#: Moves tried from each order; the random numbers have a fixed seed, so plans are reproducible.
-_TRIES = 150
+#: Buffers placed in the local search from each order; the random numbers have a fixed seed, so plans are reproducible.
+_EFFORT = 15_000
 #: Buffers below this fraction of the bound are not searched for.
 _SMALL = 128
 
@@ -109,7 +109,7 @@ def place(found: tuple[Buffer, ...], bound: int) -> tuple[tuple[int, ...], int]:
         order = sorted(large, key=rule)
         places, total = _first_fit(found, conflicts, order)
         tried = order
-        for _ in range(_TRIES):
+        for _ in range(max(10, _EFFORT // max(1, len(large)))):
             if max(total, bound) < size:
                 whole, with_small = _first_fit(found, conflicts, [*tried, *small])
                 if with_small < size:

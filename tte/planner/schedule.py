@@ -76,9 +76,9 @@ class Buffer:
 def schedule(graph: Graph, outputs: Sequence[str], kept: Sequence[str] = ()) -> Program:
     """Orders a graph: what both inference and training need, then inference alone, then training.
 
-    Within each part the order is the graph's: autodiff emits mask, dX, bias and weight update of a layer before it
-    goes on to the layer below, so every update runs as early as its inputs (and dX, which reads the old weights)
-    allow.
+    Within each part the order is the graph's (`tte.planner.order` may better it): autodiff emits mask, dX, bias and
+    weight update of a layer before it goes on to the layer below, so every update runs as early as its inputs (and dX,
+    which reads the old weights) allow.
 
     Args:
         outputs: what inference gives.
@@ -89,7 +89,8 @@ def schedule(graph: Graph, outputs: Sequence[str], kept: Sequence[str] = ()) -> 
     updated = [o for n in nodes for o in graph.mutated(n)]
     train = _ancestors(graph, [*updated, *kept]) if kept else infer
     # What is saved early is saved in both calls: a copy more in inference, but the same places for both.
-    infer |= {i for i, n in enumerate(nodes) if n.op.eager and i in train}
+    made = {o for i in infer for o in nodes[i].outputs}
+    infer |= {i for i, n in enumerate(nodes) if n.op.eager and i in train and made.issuperset(n.inputs)}
     shared = [n for i, n in enumerate(nodes) if i in infer and i in train]
     alone = [n for i, n in enumerate(nodes) if i in infer and i not in train]
     rest = [n for i, n in enumerate(nodes) if i not in infer and i in train]
@@ -143,7 +144,9 @@ def buffers(program: Program) -> tuple[Buffer, ...]:
                     continue
                 others = [i for i, x in enumerate(node.inputs) if home.get(x) == buffer and i != source]
                 fits = graph.type(name).nbytes <= graph.type(node.inputs[source]).nbytes
-                if fits and found[buffer].last <= step and not others:
+                results = {*program.kept, *(program.outputs if step < program.forward else ())}
+                free = found[buffer].last <= step and not results.intersection(found[buffer].tensors)
+                if fits and free and not others:
                     taken.add(buffer)
                     join(name, buffer, step)
                     break
