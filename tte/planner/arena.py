@@ -12,6 +12,8 @@ from tte.planner.schedule import Buffer, Program, buffers, live_bytes
 
 #: Buffers placed in the local search from each order; the random numbers have a fixed seed, so plans are reproducible.
 _EFFORT = 15_000
+#: Times that the small buffers are filled in, from each order.
+_FILLS = 45
 #: Buffers below this fraction of the bound are not searched for.
 _SMALL = 128
 
@@ -109,8 +111,10 @@ def place(found: tuple[Buffer, ...], bound: int) -> tuple[tuple[int, ...], int]:
         order = sorted(large, key=rule)
         places, total = _first_fit(found, conflicts, order)
         tried = order
+        fills = _FILLS
         for _ in range(max(10, _EFFORT // max(1, len(large)))):
-            if max(total, bound) < size:
+            if max(total, bound) < size and fills:
+                fills -= 1
                 whole, with_small = _first_fit(found, conflicts, [*tried, *small])
                 if with_small < size:
                     best, size = whole, with_small
