@@ -27,6 +27,9 @@ class _Cut:
     start: int
 
 
+_IMPOSSIBLE = _Cut(1 << 62, 1 << 30, 0)
+
+
 def stream(program: Program, budget: int = 0, rows: bool = False) -> Program:
     """The program with segments.
 
@@ -40,6 +43,12 @@ def stream(program: Program, budget: int = 0, rows: bool = False) -> Program:
     search = _search(program, rows)
     floor = max([budget, *search.live[program.shared :]])
     best = search.cuts(0)
+    if best[-1].peak >= _IMPOSSIBLE.peak:
+        raise ModelError(
+            "the operators that read the model's input cannot all run row by row",
+            where=program.graph.name,
+            remedy="build without --rows",
+        )
     limit = max(floor, best[-1].peak)
     chosen = search.cuts(limit)
     spans, end = [], program.shared
@@ -86,9 +95,8 @@ class _Search:
         """For every number of leading nodes the best cut: lowest peak where `limit` is 0, else fewest streamed nodes
         among those whose peak stays within the limit."""
         best = [_Cut(0, 0, 0)]
-        impossible = _Cut(1 << 62, 1 << 30, 0)
         for end in range(1, len(self.nodes) + 1):
-            found = impossible
+            found = _IMPOSSIBLE
             for start in range(end - 1, -1, -1):
                 if end - start > 1 and not self.streamable[start]:
                     break
@@ -110,12 +118,8 @@ class _Search:
 
     def _cost(self, start: int, end: int) -> int | None:
         """Bytes live while nodes [start, end) run; None where they cannot run so."""
-        if self.supplied:
-            # All readers of the supplied rows must be in the first segment.
-            if start == 0 and any(self.last[self.supplied] >= e for e in (end,)):
-                return None
-            if start == 0 and not all(self.streamable[:end]):
-                return None
+        if self.supplied and start == 0 and (self.last[self.supplied] >= end or not all(self.streamable[:end])):
+            return None  # all readers of the supplied rows must be in the first segment
         if not self._is_segment(start, end):
             return self.live[start] - self._supplied_bytes(start)
         segment, scratch = self._segment(start, end)
