@@ -80,6 +80,9 @@ ODD: dict[str, Make] = {
     "padding alone": lambda b: b.conv_2d(
         b.conv_2d(b.pad(_image(b), [(0, 0), (4, 3), (2, 0), (0, 0)]), 3, (2, 1), padding="VALID"), 2, (3, 3)
     ),
+    "padding before a pool": lambda b: b.pool(
+        "MAX_POOL_2D", b.pad(b.conv_2d(_image(b, 7), 4), [(0, 0), (2, 1), (1, 3), (0, 0)]), (3, 2), (2, 1), "VALID"
+    ),
     "pools": lambda b: b.pool(
         "AVERAGE_POOL_2D",
         b.pool("MAX_POOL_2D", b.conv_2d(_image(b, 12), 4), (3, 3), (1, 1), "SAME"),

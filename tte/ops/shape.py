@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tte.ir import Node, Shape, TensorType
-from tte.ops.base import Array, Control, Cotangent, Inferred, Kernel, Op, Tape, Types, require
+from tte.ops.base import Array, Control, Cotangent, Inferred, Kernel, Op, Rows, Tape, Types, require
 from tte.ops.pool import alike
 
 #: Nested axes that the generated C of PAD and SLICE handles.
@@ -102,6 +102,21 @@ class Pad(Op):
         sizes, pads = merge_axes(t.ins[0].shape, self.pads)
         params = _axes_params(sizes, pads) | {"value": self.value, "y_elements": t.outs[0].elements}
         return Kernel("pad", params)
+
+    def rows(self, t: Types) -> Rows | None:
+        x = t.ins[0].shape
+        if len(x) != 4 or x[0] != 1 or any(p for axis in (0, 3) for p in self.pads[axis]):
+            return None
+        top = self.pads[1][0]
+        return Rows(1, -top, -top, whole=True)
+
+    def row_kernel(self, t: Types, x_ring: int, y_ring: int) -> Kernel:
+        (_, in_h, in_w, channels), (left, right) = t.ins[0].shape, self.pads[2]
+        params: dict[str, int | str | bool] = {
+            "in_h": in_h, "in_bytes": in_w * channels, "top": self.pads[1][0], "value": self.value,
+            "left_bytes": left * channels, "right_bytes": right * channels, "x_ring": x_ring, "y_ring": y_ring,
+        }  # fmt: skip
+        return Kernel("pad_row", params)
 
 
 def _axes_params(sizes: Sequence[int], pads: Sequence[tuple[int, int]]) -> dict[str, int | str | bool]:
