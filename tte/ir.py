@@ -10,7 +10,7 @@ import enum
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,15 +103,6 @@ class Tensor:
     type: TensorType
     role: Role = Role.VALUE
     data: Array | None = None
-
-
-class Operator(Protocol):
-    """What the IR asks of an operator."""
-
-    @property
-    def title(self) -> str: ...
-
-    def infer(self, ins: tuple[TensorType, ...]) -> tuple[tuple[Shape, str], ...]: ...
 
 
 @dataclass(frozen=True, eq=False)

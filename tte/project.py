@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import tte
-from tte import board as boards
 from tte import codegen, files, firmware, toolchain
 from tte.board import Board
 from tte.compiler import Compiled, Options, compile_model
@@ -253,11 +252,6 @@ def load(folder: Path) -> tuple[firmware.Project, Compiled, dict[str, Any]]:
             remedy="run `tte build` again",
         )
     return project, compiled, facts
-
-
-def board_of(name: str) -> Board:
-    """A board by name or JSON file."""
-    return boards.load(name)
 
 
 def _dump(compiled: Compiled, folder: Path) -> None:

@@ -7,7 +7,7 @@ TFLite table.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -191,15 +191,6 @@ def _show(value: Any) -> str:
     if isinstance(value, tuple) and len(value) > 8:
         return f"({', '.join(map(str, value[:4]))}, ... {len(value)})"
     return str(value)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a node costs: multiply-accumulates and bytes of weights."""
-
-    macs: int = 0
-    weights: int = 0
-    notes: tuple[str, ...] = field(default=())
 
 
 def one_row(t: TensorType) -> TensorType:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tte.ir import Graph, Node
 from tte.ops.linear import Conv2D
+from tte.ops.shape import Pad
 
 
 def fold_pad(graph: Graph) -> Graph:
@@ -30,7 +31,7 @@ def fold_pad(graph: Graph) -> Graph:
 
 def _spatial_pads(graph: Graph, node: Node) -> tuple[int, int, int, int] | None:
     """(top, bottom, left, right) of a PAD that only adds zero points around the image; None otherwise."""
-    if node.op.title != "PAD" or len(node.op.pads) != 4:
+    if not isinstance(node.op, Pad) or len(node.op.pads) != 4:
         return None
     x = graph.type(node.inputs[0])
     (n0, n1), (top, bottom), (left, right), (c0, c1) = node.op.pads
