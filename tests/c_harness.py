@@ -283,7 +283,7 @@ def _spans(p: Plan) -> list[tuple[int, int, int, int]]:
             at = slots[name] if param else p.offsets[name]
             rows.append((step, int(param), at, graph.type(name).nbytes))
         if step in p.workspaces:
-            size = node.op.kernel(p.program.types(node)).workspace
+            size = p.program.kernel(node).workspace
             rows.append((step, 2, p.workspaces[step], size))
     return rows
 

@@ -96,7 +96,7 @@ def _run(p: Plan, steps: tuple[int, ...], results: tuple[str, ...]) -> None:
         scratch = slice(0, 0)
         if step in p.workspaces:
             at = p.workspaces[step]
-            scratch = slice(at, at + node.op.kernel(p.program.types(node)).workspace)
+            scratch = slice(at, at + p.program.kernel(node).workspace)
             if at < 0 or scratch.stop > memory.size:
                 raise Corrupted("the workspace lies outside")
         before = memory.copy()

@@ -14,6 +14,7 @@ from tte import resources
 from tte.errors import BoardError
 
 CORES = ("cortex-m0", "cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
+DSP_CORES = ("cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
 LINKS = ("uart_stm32", "uart_nrf52", "uart_rp2040")
 COUNTERS = ("cmsdk", "tim2", "nrf51", "none")
 
@@ -74,6 +75,11 @@ class Board:
     emulator: Emulator | None
     official: tuple[str, str] | None
     manifest: str
+
+    @property
+    def target(self) -> str:
+        """What code is generated for: "dsp" where the core has Armv7E-M's SIMD instructions."""
+        return "dsp" if self.core in DSP_CORES else "portable"
 
     @property
     def is_emulated(self) -> bool:

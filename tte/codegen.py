@@ -17,6 +17,7 @@ from tte.ops.base import Kernel
 from tte.ops.loss import Loss
 from tte.ops.segment import Segment
 from tte.planner.arena import Plan
+from tte.planner.kernels import rolling_bytes
 from tte.planner.schedule import Buffer
 from tte.reference import pack
 from tte.training.autodiff import LOSS, TRUTH
@@ -96,19 +97,21 @@ def comment(text: str) -> str:
     return re.sub(r"[^ -)+-~]", "_", text)
 
 
-def render(plan: Plan, name: str, note: str) -> dict[str, str]:
+def render(plan: Plan, name: str, note: str, target: str = "") -> dict[str, str]:
     """The library: file path to text.
 
     Args:
         name: C prefix and library name, an identifier.
         note: one line for people: model, scheme, numerics.
+        target: code for another target than the plan's, in the same memory: "portable" for the host's fast twin.
     """
-    return _Library(plan, name, note).files()
+    return _Library(plan, name, note, target or plan.program.target).files()
 
 
 class _Library:
-    def __init__(self, plan: Plan, name: str, note: str) -> None:
-        self.plan, self.name, self.note = plan, name, comment(note)
+    def __init__(self, plan: Plan, name: str, note: str, target: str) -> None:
+        self.plan, self.name, self.note, self.target = plan, name, comment(note), target
+        self.needs: set[str] = set()
         self.program, self.graph = plan.program, plan.program.graph
         loader = jinja2.FileSystemLoader(resources.path("templates"))
         self.env = jinja2.Environment(
@@ -133,10 +136,14 @@ class _Library:
             f"src/{n}_kernels.h": self.env.get_template("kernels.h.j2").render(context),
             f"src/{n}_data.h": self.env.get_template("data.h.j2").render(context),
             f"src/{n}_data.c": self.env.get_template("data.c.j2").render(context),
-            "src/tte_runtime.h": (resources.path("templates") / "tte_runtime.h").read_text(encoding="utf-8"),
+            **{f"src/{file}": (resources.path("templates") / file).read_text(encoding="utf-8") for file in self._runtime()},
             "library.json": json.dumps(self._manifest(), indent=2) + "\n",
         }
         return {path: re.sub(r"\n{3,}", "\n\n", text) for path, text in rendered.items()}
+
+    def _runtime(self) -> tuple[str, ...]:
+        """The files that every library of its kind shares."""
+        return ("tte_runtime.h", *(("tte_dsp.h", "tte_dsp.S") if "dsp" in self.needs else ()))
 
     def _manifest(self) -> dict[str, object]:
         return {
@@ -184,6 +191,7 @@ class _Library:
             "alone": [s for s in steps if program.shared <= s.index < program.forward],
             "training": [s for s in steps if s.index >= program.forward],
             "functions": self.bodies,
+            "dsp": "dsp" in self.needs,
             "tables": self.tables,
             "declarations": list(declarations(self.tables)),
         }
@@ -208,7 +216,7 @@ class _Library:
             return None
         if isinstance(node.op, Segment):
             return self._rows(index, node, node.op)
-        kernel = node.op.kernel(self.program.types(node))
+        kernel = self.program.kernel(node, self.target)
         outputs = [o for o in node.outputs if self.graph.tensors[o].role is not Role.PARAM]
         changed = set(self.graph.mutated(node))
         args = [self._argument(n, n in changed) for n in node.inputs]
@@ -226,9 +234,8 @@ class _Library:
         """A segment: a function of its own that runs the stages in the order of rows."""
         base = self.plan.workspaces.get(index, 0)
         stages = []
-        for i, inner in enumerate(segment.nodes):
-            rule, source = segment.rule(i), inner.inputs[0]
-            kernel = inner.op.row_kernel(segment.types_of(inner), segment.held(source), segment.held(inner.outputs[0]))
+        for i, (inner, kernel) in enumerate(zip(segment.nodes, self.program.stage_kernels(node, self.target), strict=True)):
+            rule = segment.rule(i)
 
             def place(name: str, writes: bool, whole: bool = rule.whole, i: int = i) -> str:
                 return self._row_argument(segment, base, name, writes, "" if whole else f"row[{i}]")
@@ -236,6 +243,8 @@ class _Library:
             args = [place(n, False) for n in inner.inputs]
             args += [self._table(inner, label, data) for label, data in kernel.tables]
             args += [place(n, True) for n in inner.outputs]
+            if kernel.workspace:
+                args.append(f"arena + {base + rolling_bytes(segment)}")
             args += [f"row[{i}]"] * rule.whole
             about = comment(f"{inner.name}: {inner.op.title}")
             stages.append((about, f"{self._function(kernel)}({', '.join(args)});"))
@@ -267,9 +276,10 @@ class _Library:
 
     def _function(self, kernel: Kernel) -> str:
         key = (kernel.template, tuple(sorted(kernel.params.items())))
+        self.needs.add(kernel.needs)
         if key not in self.functions:
             count = sum(1 for template, _ in self.functions if template == kernel.template)
-            name = self.functions[key] = f"{kernel.template}_{count}"
+            name = self.functions[key] = f"{kernel.template.replace('/', '_')}_{count}"
             template = self.env.get_template(f"kernels/{kernel.template}.c.j2")
             self.bodies.append(template.render(kernel.params, fn=name).strip())
         return self.functions[key]

@@ -40,6 +40,7 @@ class Options:
         rows: the caller supplies the input row by row; it never lies in the arena whole.
         stream: whether stretches of the forward pass may run row by row.
         budget: an arena of so many bytes is small enough: beyond it, fewer instructions are preferred; 0: the smallest.
+        target: what code is generated for: "portable", or "dsp" (see `tte.planner.kernels.TARGETS`).
     """
 
     classes: int = 0
@@ -50,6 +51,7 @@ class Options:
     rows: bool = False
     stream: bool = True
     budget: int = 0
+    target: str = "portable"
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def compile_model(
         forward = verify(replace_head(forward, options.classes, options.head_seed))
     dumps.append(("2-normalised", forward.text()))
     if options.update == "none":
-        program = schedule(forward, forward.outputs)
+        program = schedule(forward, forward.outputs, target=options.target)
         result = _planned(program, options)
         return Compiled(result, forward, options, {}, "none", None, 0.0, None, tuple(dumps))
     head = find(forward)
@@ -118,7 +120,7 @@ def compile_model(
     training = verify(save_channels(verify(eliminate_dead(derived))))
     dumps.append(("4-pruned", training.text()))
     say("planning")
-    program = schedule(training, forward.outputs, (head.logits, LOSS))
+    program = schedule(training, forward.outputs, (head.logits, LOSS), options.target)
     result = _planned(program, options)
     dumps.append(("5-planned", result.program.graph.text()))
     scale = loss.loss_scale(training.type(next(n.inputs[0] for n in training.nodes if isinstance(n.op, Loss))))

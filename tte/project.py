@@ -99,6 +99,7 @@ def build(
     """
     missing = [m for m in toolchain.check() if m.tool == "arm-none-eabi-gcc"]
     say(f"reading {model.name}")
+    options = replace(options, target=board.target)
     compiled = compile_model(model, options, say)
     limit = min(ram or board.ram_bytes, board.ram_bytes)
     refuse_unless_it_fits(compiled.plan, board, limit)

@@ -11,7 +11,7 @@
 
 enum { PROTOCOL_VERSION = 1 };
 enum { DESCRIBE = 1, INFER, TRAIN, READ_STATE, WRITE_STATE, SET_CONTROL, COUNTERS, QUIT };
-enum { STATUS_OK = 0, STATUS_BAD_REQUEST = 1, STATUS_TRACE = 2 };
+enum { STATUS_OK = 0, STATUS_BAD_REQUEST = 1, STATUS_TRACE = 2, STATUS_PROFILE = 3 };
 
 static uint64_t infer_instructions;
 static uint64_t train_instructions;
@@ -118,12 +118,67 @@ static void drop_rows(void)
 #endif
 #endif
 
+#ifdef TTE_PROFILE
+/* The generated code calls with STEP after each step of the plan, with STAGE after each row of a segment's stage. */
+enum { STEP = 0, STAGE = 1, BEGIN, END };
+
+static uint64_t hook_instructions; /* that one hook adds between two of them */
+static uint64_t call_instructions; /* of the model's own code since BEGIN */
+
+/* Ends a part of a call and begins the next; no count runs while the ended one is sent. */
+void tte_profile(uint32_t kind, uint32_t index)
+{
+    const uint64_t spent = stop_counting() - hook_instructions;
+    call_instructions = kind == BEGIN ? 0 : call_instructions + spent;
+    if (kind == STEP || kind == STAGE) {
+        uint32_t part[4] = {kind, index, 0, 0};
+        put_u64(part + 2, spent);
+        respond(STATUS_PROFILE, sizeof part);
+        link_write(part, sizeof part);
+    }
+    start_counting();
+}
+
+static void begin_call(void)
+{
+    tte_profile(BEGIN, 0);
+}
+
+static uint64_t end_call(void)
+{
+    tte_profile(END, 0);
+    return call_instructions;
+}
+
+/* Between two hooks with nothing between them lie the hook's own instructions: loading its arguments, call and return. */
+static void profile_open(void)
+{
+    tte_profile(BEGIN, 0);
+    tte_profile(END, 0);
+    hook_instructions = call_instructions;
+}
+#else
+static void begin_call(void)
+{
+    start_counting();
+}
+
+static uint64_t end_call(void)
+{
+    return stop_counting();
+}
+
+static void profile_open(void)
+{
+}
+#endif
+
 static void infer(void)
 {
     take_input();
-    start_counting();
+    begin_call();
     const int8_t *output = tte_model_infer();
-    infer_instructions = stop_counting();
+    infer_instructions = end_call();
     respond(STATUS_OK, TTE_MODEL_OUTPUT_BYTES);
     link_write(output, TTE_MODEL_OUTPUT_BYTES);
 }
@@ -154,7 +209,7 @@ static void train(void)
     link_read(tte_model_target(), TTE_MODEL_TARGET_BYTES);
 #endif
     take_input();
-    start_counting();
+    begin_call();
 #ifdef TTE_TRACE
     tracing = 1;
     const int32_t loss = tte_model_train_step(label);
@@ -162,7 +217,7 @@ static void train(void)
     train_instructions = 0; /* the time the trace took says nothing about the model */
 #else
     const int32_t loss = tte_model_train_step(label);
-    train_instructions = stop_counting();
+    train_instructions = end_call();
 #endif
     drop_rows();
     uint32_t result[3] = {(uint32_t)loss, 0, 0};
@@ -231,6 +286,7 @@ int main(void)
 {
     link_open();
     counter_open();
+    profile_open();
     tte_model_init();
     for (;;) {
         uint32_t header[2];

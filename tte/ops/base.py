@@ -54,6 +54,8 @@ class Kernel:
         tables: (name, array) pairs placed in flash as `static const`.
         workspace: bytes of scratch in the arena.
         control: whether the function needs learning rate, seed and step.
+        needs: what the core must have: "" for any, "dsp" for the SIMD instructions of Armv7E-M.
+        instructions: predicted instructions of one call; 0 where nothing is predicted.
     """
 
     template: str
@@ -61,6 +63,8 @@ class Kernel:
     tables: tuple[tuple[str, Array], ...] = ()
     workspace: int = 0
     control: bool = False
+    needs: str = ""
+    instructions: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,19 @@ class Op:
         return 0
 
     def kernel(self, t: Types) -> Kernel:
-        """The C that computes it."""
+        """The portable C that computes it, with the least scratch memory."""
         raise NotImplementedError
+
+    def fast_kernels(self, t: Types) -> tuple[Kernel, ...]:
+        """Kernels that compute the same bytes with what some cores have (`Kernel.needs`), or with more scratch memory;
+        `tte.planner.kernels` chooses."""
+        return ()
+
+    def fast_row_kernels(self, t: Types, x_ring: int, y_ring: int) -> tuple[Kernel, ...]:
+        """The same for one row; arguments as of `row_kernel`."""
+        if (how := self.rows(t)) is None or how.whole:
+            return ()
+        return self.fast_kernels(Types(tuple(map(one_row, t.ins)), tuple(map(one_row, t.outs))))
 
     def rows(self, t: Types) -> Rows | None:
         """How the operator works row by row; None where it needs whole tensors."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tte.ops.linear_grad import InputGrad
-from tte.planner.schedule import Buffer, Program, buffers, live_bytes
+from tte.planner import kernels
+from tte.planner.schedule import ALIGN, Buffer, Program, buffers, live_bytes
 
 #: Buffers placed in the local search from each order; the random numbers have a fixed seed, so plans are reproducible.
 _EFFORT = 15_000
@@ -45,13 +46,14 @@ def plan(program: Program, budget: int = 0) -> Plan:
     """Chooses scratch sizes and places every buffer.
 
     A dX step that may keep its int32 accumulators, instead of computing them twice, does so where that does not
-    raise the peak above the budget (bytes), or not at all where the peak is above it anyway.
+    raise the peak above the budget (bytes), or not at all where the peak is above it anyway. In the same way kernels
+    get scratch memory that saves them instructions.
     """
     base = _placed(program)
     limit = max(budget, base.lower_bound)
-    # Kept accumulators crowd the arena: where they cannot be placed within the limit, some of them go.
+    # What is granted crowds the arena: where it cannot be placed within the limit, some of it goes.
     for share in (1.0, 0.95, 0.85, 0.7):
-        candidate = _with_free_buffers(program, base, int(limit * share))
+        candidate = _with_free_scratch(program, base, int(limit * share))
         if candidate is program:
             break
         better = _placed(candidate)
@@ -60,18 +62,24 @@ def plan(program: Program, budget: int = 0) -> Plan:
     return base
 
 
-def _with_free_buffers(program: Program, base: Plan, limit: int) -> Program:
+def _with_free_scratch(program: Program, base: Plan, limit: int) -> Program:
+    """The program with scratch memory granted to every step that leaves some below the limit."""
     nodes = list(program.graph.nodes)
+    scratch: dict[str, int] = {}
     for step, node in enumerate(nodes):
-        if isinstance(node.op, InputGrad):
-            kept = replace(node.op, buffered=True)
-            types = program.types(node)
-            extra = kept.kernel(types).workspace - node.op.kernel(types).workspace
-            if base.live[step] + extra <= limit:
-                nodes[step] = replace(node, op=kept)
-    if all(new is old for new, old in zip(nodes, program.graph.nodes, strict=True)):
+        if node.op.view:
+            continue
+        lean = program.kernel(node)
+        room = limit - base.live[step] + -(-lean.workspace // ALIGN) * ALIGN
+        kept = replace(node, op=replace(node.op, buffered=True)) if isinstance(node.op, InputGrad) else node
+        if -(-program.kernel(kept).workspace // ALIGN) * ALIGN <= room:
+            nodes[step] = kept
+        granted = kernels.choose(nodes[step].op, program.types(node), program.target, room)
+        if granted.workspace > lean.workspace and granted.workspace <= room:
+            scratch[node.name] = -(-granted.workspace // ALIGN) * ALIGN
+    if not scratch and all(new is old for new, old in zip(nodes, program.graph.nodes, strict=True)):
         return program
-    return replace(program, graph=program.graph.with_nodes(nodes))
+    return replace(program, graph=program.graph.with_nodes(nodes), scratch=scratch)
 
 
 def _placed(program: Program) -> Plan:

@@ -81,7 +81,7 @@ def _run(plan: Plan, steps: Iterable[int], results: Iterable[str]) -> None:
             for later in values[index + 1 :]:
                 if _meet(span(name), span(later)):
                     raise PlanError(f"outputs {name} and {later} overlap", where=node.name)
-        size = node.op.kernel(plan.program.types(node)).workspace
+        size = plan.program.kernel(node).workspace
         if isinstance(node.op, Segment):
             _check_rows(node.op, node.name, size)
         if size:

@@ -92,7 +92,7 @@ class Occupancy:
             over = [g for g in (places[i] for i in fits) if g is not None]
             made.append((self._add(name, step), tuple(dict.fromkeys(over))))
         self.outputs.append(tuple(made))
-        kernel = None if node.op.view else node.op.kernel(self.program.types(node))
+        kernel = None if node.op.view else self.program.kernel(node)
         self.work.append(-(-kernel.workspace // ALIGN) * ALIGN if kernel else 0)
 
     def _dependencies(self) -> list[int]:

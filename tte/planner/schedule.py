@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from tte.ir import Graph, Node, Role
-from tte.ops.base import Types
+from tte.ops.base import Kernel, Types
+from tte.ops.segment import Segment
+from tte.planner import kernels
 
 #: Every buffer starts at a multiple of this, so that int32 views are aligned.
 ALIGN = 8
@@ -23,6 +25,8 @@ class Program:
         outputs: the model's outputs, valid after `infer`.
         kept: tensors valid after a training step (logits, loss); empty for inference alone.
         supplied: an input that is never there whole: the caller supplies its rows.
+        target: what code is generated for (`tte.planner.kernels.TARGETS`).
+        scratch: by node name the scratch memory, in bytes, that its kernel may take; others take the least.
     """
 
     graph: Graph
@@ -31,6 +35,8 @@ class Program:
     outputs: tuple[str, ...]
     kept: tuple[str, ...]
     supplied: str = ""
+    target: str = "portable"
+    scratch: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def trains(self) -> bool:
@@ -46,6 +52,20 @@ class Program:
 
     def types(self, node: Node) -> Types:
         return Types(self.graph.types(node.inputs), self.graph.types(node.outputs))
+
+    def kernel(self, node: Node, target: str = "") -> Kernel:
+        """The kernel that computes a node (for a segment: its memory; see `stage_kernels`).
+
+        Args:
+            target: another target than the program's own: the kernel then fits into the program's memory all the same.
+        """
+        scratch = self.scratch.get(node.name, 0)
+        return kernels.choose(node.op, self.types(node), target or self.target, scratch)
+
+    def stage_kernels(self, node: Node, target: str = "") -> tuple[Kernel, ...]:
+        """The kernels of a segment's stages."""
+        assert isinstance(node.op, Segment)
+        return kernels.stages(node.op, target or self.target, self.scratch.get(node.name, 0))
 
 
 @dataclass(frozen=True)
@@ -73,7 +93,7 @@ class Buffer:
         return self.first <= other.last and other.first <= self.last
 
 
-def schedule(graph: Graph, outputs: Sequence[str], kept: Sequence[str] = ()) -> Program:
+def schedule(graph: Graph, outputs: Sequence[str], kept: Sequence[str] = (), target: str = "portable") -> Program:
     """Orders a graph: what both inference and training need, then inference alone, then training.
 
     Within each part the order is the graph's (`tte.planner.order` may better it): autodiff emits mask, dX, bias and
@@ -83,6 +103,7 @@ def schedule(graph: Graph, outputs: Sequence[str], kept: Sequence[str] = ()) -> 
     Args:
         outputs: what inference gives.
         kept: what a training step gives beside its changed parameters; empty for a graph that only infers.
+        target: what code is generated for.
     """
     nodes = graph.nodes
     infer = _ancestors(graph, outputs)
@@ -95,7 +116,7 @@ def schedule(graph: Graph, outputs: Sequence[str], kept: Sequence[str] = ()) -> 
     alone = [n for i, n in enumerate(nodes) if i in infer and i not in train]
     rest = [n for i, n in enumerate(nodes) if i not in infer and i in train]
     ordered = graph.with_nodes([*shared, *alone, *rest])
-    return Program(ordered, len(shared), len(shared) + len(alone), tuple(outputs), tuple(kept))
+    return Program(ordered, len(shared), len(shared) + len(alone), tuple(outputs), tuple(kept), target=target)
 
 
 def _ancestors(graph: Graph, targets: Iterable[str]) -> set[int]:
@@ -152,7 +173,7 @@ def buffers(program: Program) -> tuple[Buffer, ...]:
                     break
             else:
                 place(name, step)
-        workspace = node.op.kernel(program.types(node)).workspace if not node.op.view else 0
+        workspace = program.kernel(node).workspace if not node.op.view else 0
         if workspace:
             found.append(Buffer(f"{node.name} (workspace)", (), workspace, step, step))
     return tuple(found)

@@ -15,6 +15,7 @@ from tte.errors import ModelError
 from tte.ir import Graph, Node, Role, TensorType
 from tte.ops.base import Types
 from tte.ops.segment import Segment
+from tte.planner import kernels
 from tte.planner.schedule import ALIGN, Program, buffers, last_reads, live_bytes
 
 
@@ -143,7 +144,8 @@ class _Search:
             results = {*self.program.outputs, *self.program.kept}
             needed = {n for n, step in self.last.items() if step >= end} | results
             segment = make_segment(self.graph, nodes, needed, self.supplied if start == 0 else "")
-            self.segments[start, end] = segment, segment.kernel(Types((), ())).workspace
+            scratch = kernels.choose(segment, Types((), ()), self.program.target).workspace
+            self.segments[start, end] = segment, scratch
         return self.segments[start, end]
 
     def apply(self, spans: Sequence[tuple[int, int]]) -> Program:

@@ -1,0 +1,183 @@
+/* The SIMD instructions of Armv7E-M (Cortex-M4, M7, M33), and the loops made of them in tte_dsp.S. Elsewhere their C twins
+ * stand in, bit for bit, so that any computer can run and check the same kernels.
+ *
+ * A packed pair is two int16 in a word, the first in the low half. */
+#ifndef TTE_DSP_H
+#define TTE_DSP_H
+
+#include "tte_runtime.h"
+
+#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__)
+#define TTE_DSP 1
+#else
+#define TTE_DSP 0
+#endif
+
+/* Four bytes from anywhere, the first in the lowest byte. */
+static inline uint32_t tte_load4(const void *from) {
+    uint32_t v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+static inline void tte_store4(void *to, uint32_t v) { memcpy(to, &v, sizeof v); }
+
+static inline int32_t tte_low(uint32_t v) { return (int16_t)(v & 0xffff); }
+
+static inline int32_t tte_high(uint32_t v) { return (int16_t)(v >> 16); }
+
+static inline uint32_t tte_pair(int32_t low, int32_t high) { return ((uint32_t)low & 0xffff) | (uint32_t)high << 16; }
+
+/* The low halves of a and b; the high halves of a and b. */
+static inline uint32_t tte_low_halves(uint32_t a, uint32_t b) { return (a & 0xffff) | b << 16; }
+
+static inline uint32_t tte_high_halves(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000); }
+
+#if TTE_DSP
+#define TTE_ONE_OPERAND(name, text) \
+    static inline uint32_t name(uint32_t a) { \
+        uint32_t r; \
+        __asm__(text : "=r"(r) : "r"(a)); \
+        return r; \
+    }
+#define TTE_TWO_OPERANDS(name, text) \
+    static inline uint32_t name(uint32_t a, uint32_t b) { \
+        uint32_t r; \
+        __asm__(text : "=r"(r) : "r"(a), "r"(b)); \
+        return r; \
+    }
+#define TTE_SUM_OF_PRODUCTS(name, text) \
+    static inline int32_t name(uint32_t a, uint32_t b, int32_t sum) { \
+        int32_t r; \
+        __asm__(text : "=r"(r) : "r"(a), "r"(b), "r"(sum)); \
+        return r; \
+    }
+#else
+#define TTE_ONE_OPERAND(name, text) static inline uint32_t name(uint32_t a);
+#define TTE_TWO_OPERANDS(name, text) static inline uint32_t name(uint32_t a, uint32_t b);
+#define TTE_SUM_OF_PRODUCTS(name, text) static inline int32_t name(uint32_t a, uint32_t b, int32_t sum);
+#endif
+
+/* Bytes 0 and 2 (even), 1 and 3 (odd) of a word, sign-extended into a packed pair; with a pair added to them. */
+TTE_ONE_OPERAND(tte_even_bytes, "sxtb16 %0, %1")
+TTE_ONE_OPERAND(tte_odd_bytes, "sxtb16 %0, %1, ror #8")
+TTE_TWO_OPERANDS(tte_add_even_bytes, "sxtab16 %0, %1, %2")
+TTE_TWO_OPERANDS(tte_add_odd_bytes, "sxtab16 %0, %1, %2, ror #8")
+
+/* Sums and differences of packed pairs, half by half, wrapping. */
+TTE_TWO_OPERANDS(tte_add_pairs, "sadd16 %0, %1, %2")
+TTE_TWO_OPERANDS(tte_sub_pairs, "ssub16 %0, %1, %2")
+
+/* Sums and differences of four int8, byte by byte, saturating. */
+TTE_TWO_OPERANDS(tte_qadd_bytes, "qadd8 %0, %1, %2")
+TTE_TWO_OPERANDS(tte_qsub_bytes, "qsub8 %0, %1, %2")
+
+/* sum + products of halves: both with both; low with low, high with high, low with high, high with low. Wraps. */
+TTE_SUM_OF_PRODUCTS(tte_mac_pairs, "smlad %0, %1, %2, %3")
+TTE_SUM_OF_PRODUCTS(tte_mac_low_low, "smlabb %0, %1, %2, %3")
+TTE_SUM_OF_PRODUCTS(tte_mac_high_high, "smlatt %0, %1, %2, %3")
+TTE_SUM_OF_PRODUCTS(tte_mac_low_high, "smlabt %0, %1, %2, %3")
+TTE_SUM_OF_PRODUCTS(tte_mac_high_low, "smlatb %0, %1, %2, %3")
+
+#if TTE_DSP
+static inline int32_t tte_saturate8(int32_t v) {
+    int32_t r;
+    __asm__("ssat %0, #8, %1" : "=r"(r) : "r"(v));
+    return r;
+}
+
+/* Saturating 32-bit sum. */
+static inline int32_t tte_qadd(int32_t a, int32_t b) {
+    int32_t r;
+    __asm__("qadd %0, %1, %2" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+
+/* sum + ((a * b + 2^31) >> 32), wrapping: with b = 2m - 2^32 and sum = a, this is (a * m + 2^30) >> 31. */
+static inline int32_t tte_mac_high_word(int32_t a, int32_t b, int32_t sum) {
+    int32_t r;
+    __asm__("smmlar %0, %1, %2, %3" : "=r"(r) : "r"(a), "r"(b), "r"(sum));
+    return r;
+}
+
+/* (a * b + 2^31) >> 32. */
+static inline int32_t tte_high_word(int32_t a, int32_t b) {
+    int32_t r;
+    __asm__("smmulr %0, %1, %2" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+#else
+static inline uint32_t tte_even_bytes(uint32_t a) { return tte_pair((int8_t)(a & 255), (int8_t)(a >> 16 & 255)); }
+
+static inline uint32_t tte_odd_bytes(uint32_t a) { return tte_pair((int8_t)(a >> 8 & 255), (int8_t)(a >> 24)); }
+
+static inline uint32_t tte_add_pairs(uint32_t a, uint32_t b) {
+    return tte_pair(tte_low(a) + tte_low(b), tte_high(a) + tte_high(b));
+}
+
+static inline uint32_t tte_sub_pairs(uint32_t a, uint32_t b) {
+    return tte_pair(tte_low(a) - tte_low(b), tte_high(a) - tte_high(b));
+}
+
+static inline uint32_t tte_add_even_bytes(uint32_t a, uint32_t b) { return tte_add_pairs(a, tte_even_bytes(b)); }
+
+static inline uint32_t tte_add_odd_bytes(uint32_t a, uint32_t b) { return tte_add_pairs(a, tte_odd_bytes(b)); }
+
+static inline uint32_t tte_qadd_bytes(uint32_t a, uint32_t b) {
+    uint32_t r = 0;
+    for (int i = 0; i < 32; i += 8) r |= ((uint32_t)tte_clamp((int8_t)(a >> i & 255) + (int8_t)(b >> i & 255), -128, 127) & 255) << i;
+    return r;
+}
+
+static inline uint32_t tte_qsub_bytes(uint32_t a, uint32_t b) {
+    uint32_t r = 0;
+    for (int i = 0; i < 32; i += 8) r |= ((uint32_t)tte_clamp((int8_t)(a >> i & 255) - (int8_t)(b >> i & 255), -128, 127) & 255) << i;
+    return r;
+}
+
+static inline int32_t tte_mac_low_low(uint32_t a, uint32_t b, int32_t sum) { return tte_wrap_add(sum, tte_low(a) * tte_low(b)); }
+
+static inline int32_t tte_mac_high_high(uint32_t a, uint32_t b, int32_t sum) { return tte_wrap_add(sum, tte_high(a) * tte_high(b)); }
+
+static inline int32_t tte_mac_low_high(uint32_t a, uint32_t b, int32_t sum) { return tte_wrap_add(sum, tte_low(a) * tte_high(b)); }
+
+static inline int32_t tte_mac_high_low(uint32_t a, uint32_t b, int32_t sum) { return tte_wrap_add(sum, tte_high(a) * tte_low(b)); }
+
+static inline int32_t tte_mac_pairs(uint32_t a, uint32_t b, int32_t sum) {
+    return tte_mac_high_high(a, b, tte_mac_low_low(a, b, sum));
+}
+
+static inline int32_t tte_saturate8(int32_t v) { return tte_clamp(v, -128, 127); }
+
+static inline int32_t tte_qadd(int32_t a, int32_t b) { return (int32_t)tte_clamp64((int64_t)a + b, INT32_MIN, INT32_MAX); }
+
+static inline int32_t tte_high_word(int32_t a, int32_t b) { return (int32_t)(((int64_t)a * b + ((int64_t)1 << 31)) >> 32); }
+
+static inline int32_t tte_mac_high_word(int32_t a, int32_t b, int32_t sum) { return tte_wrap_add(sum, tte_high_word(a, b)); }
+#endif
+
+/* Requantisation rounded twice (tte_requantise_double), zero point and clamp to int8 included, in six instructions.
+ *
+ * high_mul(acc, m) is (acc * m + 2^30) >> 31; its division by 2^right, half away from zero, is (h + (h < 0 ? -1 : 0) +
+ * 2^(right-1)) >> right, and a zero point can be added before the shift. Where the last sum saturates, so does the
+ * result: `right` is at most 22. */
+typedef struct {
+    int32_t m, offset, right;
+} tte_scale;
+
+/* Whether the short form serves: m in [2^30, 2^31), 1 <= -shift <= 22. */
+static inline int tte_scale_fits(int32_t m, int32_t shift) { return m >= 1 << 30 && shift <= -1 && shift >= -22; }
+
+static inline tte_scale tte_make_scale(int32_t m, int32_t shift, int32_t zero) {
+    int32_t right = -shift;
+    tte_scale q = {(int32_t)((uint32_t)m * 2), zero * (1 << right) + (1 << (right - 1)), right};
+    return q;
+}
+
+/* The value before the clamp to int8; saturated where it is far beyond. */
+static inline int32_t tte_rescale(int32_t acc, const tte_scale *q) {
+    int32_t h = tte_mac_high_word(acc, q->m, acc);
+    return tte_qadd(h + (h >> 31), q->offset) >> q->right;
+}
+
+#endif
