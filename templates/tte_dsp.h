@@ -180,4 +180,111 @@ static inline int32_t tte_rescale(int32_t acc, const tte_scale *q) {
     return tte_qadd(h + (h >> 31), q->offset) >> q->right;
 }
 
+/* ---- Matrix products in tiles ----------------------------------------------------------------------------------------
+ *
+ * Both factors are expanded to packed pairs of int16 along the summed dimension, in panels: of x four rows side by side
+ * ([tile][pair][4]), of w two columns ([pair][2]). Bytes are paired as they come out of a word: (0, 2), (1, 3). */
+typedef struct {
+    const uint32_t *x, *w;
+    int32_t pairs, tiles; /* at least 1 */
+    void *y;
+    int32_t pitch; /* bytes from row to row of y */
+    int32_t start[2]; /* what the sums of each column start with */
+    tte_scale scale[2];
+} tte_tiles;
+
+#if TTE_DSP
+_Static_assert(sizeof(tte_tiles) == 56, "tte_dsp.S knows the layout");
+
+/* y [4 * tiles rows] of two int32, or of two int8 requantised by `scale`. */
+void tte_tiles_int32(const tte_tiles *t);
+void tte_tiles_int8(const tte_tiles *t);
+
+/* Groups (at least 1) of four bytes of four rows, `add` added, or of two rows, as pairs; gives the end of the panel. */
+uint32_t *tte_pack4_groups(const int8_t *const row[4], int32_t groups, uint32_t add, uint32_t *panel);
+uint32_t *tte_pack2_groups(const int8_t *a, const int8_t *b, int32_t groups, uint32_t *panel);
+#else
+static inline int32_t tte_tile_sum(const tte_tiles *t, int32_t row, int32_t column) {
+    const uint32_t *x = t->x + row / 4 * t->pairs * 4 + row % 4;
+    int32_t sum = t->start[column];
+    for (int32_t i = 0; i < t->pairs; i++) sum = tte_mac_pairs(x[4 * i], t->w[2 * i + column], sum);
+    return sum;
+}
+
+static inline void tte_tiles_int32(const tte_tiles *t) {
+    for (int32_t i = 0; i < 8 * t->tiles; i++) {
+        int32_t sum = tte_tile_sum(t, i / 2, i % 2);
+        memcpy((uint8_t *)t->y + i / 2 * t->pitch + i % 2 * 4, &sum, sizeof sum);
+    }
+}
+
+static inline void tte_tiles_int8(const tte_tiles *t) {
+    for (int32_t i = 0; i < 8 * t->tiles; i++) {
+        int32_t v = tte_saturate8(tte_rescale(tte_tile_sum(t, i / 2, i % 2), &t->scale[i % 2]));
+        ((int8_t *)t->y)[i / 2 * t->pitch + i % 2] = (int8_t)v;
+    }
+}
+
+static inline uint32_t *tte_pack4_groups(const int8_t *const row[4], int32_t groups, uint32_t add, uint32_t *panel) {
+    for (int32_t g = 0; g < groups; g++, panel += 8) {
+        for (int i = 0; i < 4; i++) {
+            uint32_t v = tte_load4(row[i] + 4 * g);
+            panel[i] = tte_add_even_bytes(add, v);
+            panel[4 + i] = tte_add_odd_bytes(add, v);
+        }
+    }
+    return panel;
+}
+
+static inline uint32_t *tte_pack2_groups(const int8_t *a, const int8_t *b, int32_t groups, uint32_t *panel) {
+    for (int32_t g = 0; g < groups; g++, panel += 4) {
+        uint32_t v = tte_load4(a + 4 * g), w = tte_load4(b + 4 * g);
+        panel[0] = tte_even_bytes(v);
+        panel[1] = tte_even_bytes(w);
+        panel[2] = tte_odd_bytes(v);
+        panel[3] = tte_odd_bytes(w);
+    }
+    return panel;
+}
+#endif
+
+/* Pairs that a run of n bytes makes: two of every four bytes, and of the rest (0, 2), (1) or (0, 1) or (0). */
+static inline int32_t tte_pairs(int32_t n) { return n / 4 * 2 + (n % 4 + 1) / 2; }
+
+/* The pairs of the last n % 4 bytes of a run, for one of `width` rows side by side. */
+static inline void tte_pack_rest(const int8_t *rest, int32_t n, int32_t add, uint32_t *panel, int32_t width) {
+    panel[0] = tte_pair(rest[0] + add, n == 1 ? 0 : rest[n - 1] + add);
+    if (n == 3) panel[width] = tte_pair(rest[1] + add, 0);
+}
+
+/* A run of n bytes of four rows, less `zero`, as a panel; gives the panel's end. */
+static inline uint32_t *tte_pack4(const int8_t *const row[4], int32_t n, int32_t zero, uint32_t *panel) {
+    if (n >= 4) panel = tte_pack4_groups(row, n / 4, tte_pair(-zero, -zero), panel);
+    if (n % 4 == 0) return panel;
+    for (int i = 0; i < 4; i++) tte_pack_rest(row[i] + n / 4 * 4, n % 4, -zero, panel + i, 4);
+    return panel + (n % 4 + 1) / 2 * 4;
+}
+
+/* The same of two rows. */
+static inline uint32_t *tte_pack2(const int8_t *a, const int8_t *b, int32_t n, uint32_t *panel) {
+    if (n >= 4) panel = tte_pack2_groups(a, b, n / 4, panel);
+    if (n % 4 == 0) return panel;
+    tte_pack_rest(a + n / 4 * 4, n % 4, 0, panel, 2);
+    tte_pack_rest(b + n / 4 * 4, n % 4, 0, panel + 1, 2);
+    return panel + (n % 4 + 1) / 2 * 2;
+}
+
+/* A row of a window: `taps` taps of `size` bytes each, `dilation` columns apart, the first in column `left` of a row of
+ * `width` columns (0: a row outside). What lies outside counts as `zero`; `scratch` holds a row that had to be put together. */
+static inline const int8_t *tte_window_row(const int8_t *row, int32_t width, int32_t size, int32_t left, int32_t taps,
+                                           int32_t dilation, int32_t zero, int8_t *scratch) {
+    if (row && dilation == 1 && left >= 0 && left + taps <= width) return row + left * size;
+    memset(scratch, zero, (uint32_t)(taps * size));
+    for (int32_t kx = 0; row && kx < taps; kx++) {
+        int32_t ix = left + kx * dilation;
+        if (ix >= 0 && ix < width) memcpy(scratch + kx * size, row + ix * size, (uint32_t)size);
+    }
+    return scratch;
+}
+
 #endif

@@ -9,6 +9,9 @@
 
 _Static_assert((-3 >> 1) == -2, "right shifts of negative numbers must be arithmetic");
 
+/* Kernels stay functions of their own: inlined into the caller that runs the steps, they would lack registers. */
+#define TTE_NOINLINE __attribute__((noinline))
+
 /* What a training step can be told at run time. */
 typedef struct {
     uint32_t learning_rate; /* factor in [0, 32768] on the base learning rate, Q15 */

@@ -34,6 +34,7 @@ from tte.training.autodiff import LOSS, TRUTH
 
 WARNINGS = ("-std=c11", "-Wall", "-Wextra", "-Werror")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+KINDS = ("portable", "dsp", "dsp roomy")
 CORES = ("cortex-m0plus", "cortex-m4", "cortex-m7")
 _END = 0xFFFFFFFF
 _T = TypeVar("_T")
@@ -100,14 +101,20 @@ def placed(program: Program) -> Plan:
         return arena._placed(program)
 
 
-def inference_plan(graph: Graph) -> Plan:
+def equipped(program: Program, kind: str) -> Program:
+    """The program for a kind of kernels: "portable", "dsp" with the least scratch memory, "dsp roomy" with all it may want."""
+    room = {n.name: 1 << 20 for n in program.graph.nodes} if kind == "dsp roomy" else {}
+    return replace(program, target=kind.split()[0], scratch=room)
+
+
+def inference_plan(graph: Graph, kind: str = "portable") -> Plan:
     """A plan that only infers."""
-    result = placed(schedule(verify(graph), graph.outputs))
+    result = placed(equipped(schedule(verify(graph), graph.outputs), kind))
     check(result)
     return result
 
 
-def training_plan(graph: Graph) -> Plan:
+def training_plan(graph: Graph, kind: str = "portable") -> Plan:
     """A plan in which a graph that is no whole model runs as a training step: label and loss are made up."""
     tensors = dict(graph.tensors)
     for name in (TRUTH, LOSS):
@@ -115,7 +122,7 @@ def training_plan(graph: Graph) -> Plan:
     tensors[_LOGITS] = Tensor(_LOGITS, TensorType((4,), "int8"), Role.INPUT)
     whole = Graph(graph.name, tensors, graph.nodes, (_LOGITS, TRUTH, LOSS, *graph.inputs), graph.outputs)
     ends = [o for o in graph.outputs if tensors[o].role is Role.VALUE]
-    result = placed(schedule(verify(whole), (_LOGITS,), (_LOGITS, LOSS, *ends)))
+    result = placed(equipped(schedule(verify(whole), (_LOGITS,), (_LOGITS, LOSS, *ends)), kind))
     check(result)
     return result
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from c_harness import (
     CORES,
+    KINDS,
     Bench,
     Call,
     batched,
@@ -243,24 +244,25 @@ GROUPS: dict[str, tuple[Callable[[], list[Graph]], bool]] = {
 }
 
 
-def bench(group: str, folder: Path) -> tuple[Bench, dict[str, list[Call]]]:
+def bench(group: str, folder: Path, kernels: str = "portable") -> tuple[Bench, dict[str, list[Call]]]:
     """A group's graphs in one executable, and the calls to make."""
     make, trains = GROUPS[group]
     plans, calls = {}, {}
     for i, some in enumerate(batched(make(), _BATCH)):
         name = f"{group}{i}"
         graph = merged(some, name)
-        plans[name] = training_plan(graph) if trains else inference_plan(graph)
+        plans[name] = (training_plan if trains else inference_plan)(graph, kernels)
         whole = plans[name].program.graph
         calls[name] = training_calls(whole, i) if trains else forward_calls(whole, i)
     return Bench(plans, folder), calls
 
 
 @needs("gcc")
+@pytest.mark.parametrize("kernels", KINDS)
 @pytest.mark.parametrize("group", GROUPS)
-def test_equals_the_reference(group: str, tmp_path: Path) -> None:
+def test_equals_the_reference(group: str, kernels: str, tmp_path: Path) -> None:
     """On random and saturating inputs, with sanitizers and a watch on the bytes that each step may write."""
-    made, calls = bench(group, tmp_path)
+    made, calls = bench(group, tmp_path, kernels)
     assert made.check(calls) > 40_000
 
 

@@ -281,7 +281,8 @@ class _Library:
             count = sum(1 for template, _ in self.functions if template == kernel.template)
             name = self.functions[key] = f"{kernel.template.replace('/', '_')}_{count}"
             template = self.env.get_template(f"kernels/{kernel.template}.c.j2")
-            self.bodies.append(template.render(kernel.params, fn=name).strip())
+            body = template.render(kernel.params, fn=name).strip()
+            self.bodies.append(body.replace(f"static void {name}(", f"TTE_NOINLINE\nstatic void {name}(", 1))
         return self.functions[key]
 
     def _argument(self, name: str, writes: bool) -> str:

@@ -24,6 +24,10 @@ _COMMON_SOURCES = ("main.c", "startup.c", "mpu.c", "fault.c")
 _HEADERS = ("port.h", "uart.h", "counter.h")
 HOST_SOURCES = ("main.c", "link_host.c")
 _PLATFORM_FILES = ("platform.json", "platform.py", "builder/main.py")
+_FLAVOURS = {
+    "trace": "sends the arena after each step of a train step",
+    "profile": "sends the instructions of each step of a call",
+}
 COMMON_FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
@@ -41,20 +45,21 @@ class Project:
     board: Board
     library: str
 
-    def env(self, *, emulated: bool = False, trace: bool = False) -> str:
+    def env(self, *, emulated: bool = False, trace: bool = False, profile: bool = False) -> str:
         """The PlatformIO environment for the board, or for the QEMU machine that stands in for it.
 
         Args:
             trace: the program sends the arena after each step of a train step; emulated only.
+            profile: the program sends the instructions of each step of a call; emulated only, and without `trace`.
 
         Raises:
             BoardError: the board has no emulator.
         """
-        if not emulated and not trace and not self.board.is_emulated:
+        if not emulated and not trace and not profile and not self.board.is_emulated:
             return self.board.name
         if not self.board.emulator:
             raise BoardError("the board has no emulator", where=self.board.name, remedy="choose another board")
-        return _twin_name(self.board) + ("_trace" if trace else "")
+        return _twin_name(self.board) + ("_trace" if trace else "_profile" if profile else "")
 
 
 @dataclass(frozen=True)
@@ -268,10 +273,9 @@ def _platformio_ini(board: Board, library: str, ram_window_bytes: int | None) ->
         )
         parts.append(f"[env:{env}]\nplatform = tte-cortexm\nboard = {env}\n{common}")
         if emulated:
-            flags = _lines("build_flags", (f"${{env:{env}.build_flags}}", "-DTTE_TRACE"))
-            parts.append(
-                f"; sends the arena after each step of a train step\n[env:{env}_trace]\nextends = env:{env}\n{flags}"
-            )
+            for flavour, about in _FLAVOURS.items():
+                flags = _lines("build_flags", (f"${{env:{env}.build_flags}}", f"-DTTE_{flavour.upper()}"))
+                parts.append(f"; {about}\n[env:{env}_{flavour}]\nextends = env:{env}\n{flags}")
         elif board.official:
             platform, official = board.official
             parts.append(

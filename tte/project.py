@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tte
-from tte import codegen, files, firmware, toolchain
+from tte import codegen, files, firmware, steps, toolchain
 from tte.board import Board
 from tte.compiler import Compiled, Options, compile_model
 from tte.errors import BoardError, DataError, ModelError, ToolchainError
@@ -20,6 +20,7 @@ from tte.planner.arena import Plan
 from tte.training.autodiff import TRUTH, Numerics
 
 MANIFEST = "build.json"
+STEPS = "steps.txt"  # what each step is and costs, for people
 _KEPT = "source"
 FIRMWARE_ROOM = 512  # bytes for the firmware's own variables, where RAM is to be shared out
 STACK_ROOM = 1024  # bytes of stack where the board's usual reserve does not fit; the program's own bound is far below
@@ -57,6 +58,11 @@ class Build:
     memory: Memory
     hash: str
 
+    @property
+    def steps(self) -> tuple[steps.StepCost, ...]:
+        """What each step is and costs; nothing is counted yet."""
+        return steps.costs(self.compiled.plan.program)
+
     def as_dict(self) -> dict[str, Any]:
         """The facts of the manifest and of `tte build --json`."""
         c = self.compiled
@@ -73,6 +79,7 @@ class Build:
             "pruned": asdict(c.pruned) if c.pruned else None,
             **asdict(self.memory),
             "fits": self.memory.fits,
+            "schedule": [line.as_dict() for line in self.steps],
         }
 
 
@@ -221,6 +228,7 @@ def _keep(finished: Build, model: Path, options: Options) -> None:
     files.write(source / "model.tflite", model.read_bytes())
     if Path(options.update).is_file():
         files.write(source / "scheme.toml", Path(options.update).read_bytes())
+    files.write(finished.folder / STEPS, steps.text(finished.steps).encode())
     facts = {**finished.as_dict(), "model": finished.compiled.forward.name}
     files.write(finished.folder / MANIFEST, (json.dumps(facts, indent=1) + "\n").encode())
 

@@ -11,11 +11,12 @@ import numpy as np
 from rich.markup import escape
 
 from tte import board as boards
-from tte import data, project, resources, verify
+from tte import data, profile, project, resources, steps, verify
+from tte.cli import show
 from tte.cli.output import INTERRUPTED, Output, command
 from tte.compiler import Compiled, Options
 from tte.data import Dataset, Port
-from tte.errors import DataError
+from tte.errors import DataError, TteError
 from tte.firmware import Project
 from tte.ir import TensorType
 from tte.ops.loss import SoftmaxCrossEntropy
@@ -117,9 +118,10 @@ def _report(
 @click.option("--eval-every", type=click.IntRange(1), help="Training steps between evaluations.  [default: a tenth]")
 @click.option("--eval-samples", type=click.IntRange(1), default=200, show_default=True, help="Samples of those.")
 @click.option("--final-samples", type=click.IntRange(1), help="Held-out samples before and after.  [default: all]")
+@click.option("--steps-table", is_flag=True, help="Print the instructions of each step, counted by the emulator.")
 @click.option("--turn", type=click.Choice(["0", "90", "180", "270"]), default="0", help="Turn the images first.")
 @command
-def run(output: Output, folder: Path, data_path: Path, turn: str, **course: Any) -> int:
+def run(output: Output, folder: Path, data_path: Path, turn: str, steps_table: bool, **course: Any) -> int:
     """Stream real samples to the device built in FOLDER; it learns one by one and is evaluated on held-out ones."""
     made, compiled, facts = project.load(folder)
     samples = load_data(compiled, data_path, course["seed"]).turned(int(turn) // 90)
@@ -131,8 +133,27 @@ def run(output: Output, folder: Path, data_path: Path, turn: str, **course: Any)
         "name": facts["name"], "board": facts["board"], "scheme": facts["scheme"], "on": course["on"],
         "data": data_path.name, "stack_watermark_bytes": stack, "subtitle": f"{data_path.name}, on {course['on']}",
     }  # fmt: skip
-    output.result(_report(output, log, about, folder, title, {}))
+    facts = _report(output, log, about, folder, title, {})
+    if course["on"] == "qemu" and not log.interrupted:
+        _count_steps(output, made, compiled, folder, steps_table)
+    output.result(facts)
     return INTERRUPTED if log.interrupted else 0
+
+
+def _count_steps(output: Output, made: Project, compiled: Compiled, folder: Path, print_table: bool) -> None:
+    """Counts the instructions of each step, once for a build: the figures are the same in every run."""
+    if profile.is_counted(folder) and not print_table:
+        return
+    try:
+        counted = profile.count(made, compiled).lines(steps.costs(compiled.plan.program))
+    except TteError as error:
+        # The counting twin is a little larger than the program itself, which has run.
+        output.say(f"the steps' instructions cannot be counted: {error.what}")
+        return
+    table = profile.keep(folder, counted)
+    output.console.print(f"instructions of each step {escape(str(table))}", soft_wrap=True)
+    if print_table:
+        show.steps(output.console, counted)
 
 
 @click.command()

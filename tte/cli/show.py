@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from tte.board import Board
 from tte.inspection import Inspection
-from tte.project import Build
+from tte.project import STEPS, Build
+from tte.steps import StepCost, text
 
 _NAME_WIDTH = 34
 
@@ -60,7 +63,13 @@ def build(console: Console, made: Build) -> None:
     share = f"{m.flash_bytes / m.flash_limit:.0%}"
     table.add_row("[bold]flash[/]", f"[bold]{m.flash_bytes:,}[/]", f"{m.flash_limit:,}", share)
     console.print(table)
-    console.print(f"written to {escape(str(made.folder))}", soft_wrap=True)
+    where = escape(str(made.folder))
+    console.print(f"written to {where}; what each step costs: {where}/{STEPS}", soft_wrap=True)
+
+
+def steps(console: Console, costs: Sequence[StepCost]) -> None:
+    """Each step's kernel, MACs and instructions."""
+    console.print(escape(text(costs)), end="", soft_wrap=True)
 
 
 def boards(console: Console, found: list[Board]) -> None:

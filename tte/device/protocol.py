@@ -1,6 +1,11 @@
 """The device protocol, twin of firmware/src/main.c; all numbers little endian.
 
 Request: u32 command, u32 length, payload. Response: u32 status, u32 length, payload.
+
+Programs built for it send more before the response proper, any number of times, each with header and payload:
+TRACE (TTE_TRACE), after each step of a train step: u32 index of the step in the plan, the arena.
+PROFILE (TTE_PROFILE), after each step of INFER and TRAIN (kind 0) and each row of a stage of a segment (kind 1): u32 kind,
+u32 index of the step or stage, u64 instructions since the last PROFILE or the call's begin. A step's stages come before it.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ _DESCRIPTION = struct.Struct("<8I16s")
 _TRAINED = struct.Struct("<iQ")
 _COUNTERS = struct.Struct("<IIIQQII")
 _CONTROL = struct.Struct("<III")
+_PART = struct.Struct("<IIQ")
 
 
 class Command(IntEnum):
@@ -36,11 +42,12 @@ class Command(IntEnum):
 
 
 class Status(IntEnum):
-    """What a response is: TRACE announces one step of a train step, before the response proper."""
+    """What a response is: TRACE and PROFILE tell of one step of a call, before the response proper."""
 
     OK = 0
     BAD_REQUEST = 1
     TRACE = 2
+    PROFILE = 3
     FAULT = 127
 
 
@@ -95,6 +102,18 @@ class TraceStep:
     arena: NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Instructions of a step of the plan; or, with `stage`, of one row of a stage of the segment whose step comes next.
+
+    A segment's step has what its stages leave: the end of the loop over its rows.
+    """
+
+    stage: bool
+    index: int
+    instructions: int
+
+
 def request(command: Command, payload: bytes = b"") -> bytes:
     """The bytes of a request."""
     return HEADER.pack(command, len(payload)) + payload
@@ -141,6 +160,13 @@ def parse_trace(payload: bytes) -> TraceStep:
     """Payload of a TRACE response."""
     (index,) = struct.unpack_from("<I", payload)
     return TraceStep(index, np.frombuffer(payload, np.uint8, offset=4).copy())
+
+
+def parse_part(payload: bytes) -> Part:
+    """Payload of a PROFILE response."""
+    _expect_size(payload, _PART.size)
+    kind, index, instructions = _PART.unpack(payload)
+    return Part(kind == 1, index, instructions)
 
 
 def _expect_size(payload: bytes, size: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,10 +16,25 @@ from numpy.typing import NDArray
 from tte.board import Board
 from tte.device import emulator, protocol
 from tte.device.link import ProcessLink
-from tte.device.protocol import Command, Counters, Description, Status, TraceStep, TrainResult
+from tte.device.protocol import Command, Counters, Description, Part, Status, TraceStep, TrainResult
 from tte.errors import DeviceError
 
 DEFAULT_TIMEOUT_S = 300.0  # for one answer: minutes of emulation
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Instructions of one call, by a program built for it; counted in the model's code alone.
+
+    Attributes:
+        instructions: of the whole call.
+        steps: of each step of the plan, by its index; what lies round the steps (the call itself, the label) is the rest.
+        stages: of each stage of a segment, by (step, stage); within the step's own count.
+    """
+
+    instructions: int
+    steps: dict[int, int]
+    stages: dict[tuple[int, int], int]
 
 
 class Session:
@@ -36,6 +52,7 @@ class Session:
         self._link = self._stack.enter_context(link)
         self._timeout_s = timeout_s
         self._description: Description | None = None
+        self._parts: list[Part] = []
         self._lost = False
 
     def __enter__(self) -> Self:
@@ -51,6 +68,7 @@ class Session:
     def _ask(self, command: Command, payload: bytes = b"", on_step: Callable[[TraceStep], None] | None = None) -> bytes:
         if self._lost:
             raise DeviceError("the conversation with the device is over")
+        self._parts = []
         self._lost = True  # until the whole answer is here: what is left of a broken one would be taken for the next
         self._link.write(protocol.request(command, payload), self._timeout_s)
         while True:
@@ -59,6 +77,9 @@ class Session:
             if status == Status.TRACE:
                 if on_step:
                     on_step(protocol.parse_trace(answer))
+                continue
+            if status == Status.PROFILE:
+                self._parts.append(protocol.parse_part(answer))
                 continue
             if status == Status.FAULT:
                 raise DeviceError(f"the device stopped: {answer.decode('ascii', 'replace').strip()}")
@@ -108,6 +129,27 @@ class Session:
         payload += _bytes(x, model.input_bytes, "input")
         return protocol.parse_trained(self._ask(Command.TRAIN, payload, on_step), model.logits_bytes)
 
+    def profile_infer(self, x: NDArray[np.int8]) -> Profile:
+        """`infer`, counted step by step.
+
+        Raises:
+            DeviceError: also if the program was not built for it (`Project.env(profile=True)`).
+        """
+        self.infer(x)
+        parts = self._parts
+        return _profile(parts, self.counters().infer_instructions)
+
+    def profile_train(
+        self, x: NDArray[np.int8], label: int | None = None, target: NDArray[np.int8] | None = None
+    ) -> Profile:
+        """`train`, counted step by step.
+
+        Raises:
+            DeviceError: also if the program was not built for it (`Project.env(profile=True)`).
+        """
+        total = self.train(x, label, target).instructions
+        return _profile(self._parts, total)
+
     def read_state(self) -> bytes:
         """The trained state: weights, biases and residuals, as the generated header lays them out."""
         return self._ask(Command.READ_STATE)
@@ -156,6 +198,22 @@ def open_qemu(elf: Path, board: Board, *, icount: bool = True, timeout_s: float 
         DeviceError: it cannot be started.
     """
     return Session(emulator.running(elf, board, icount=icount), timeout_s)
+
+
+def _profile(parts: list[Part], total: int) -> Profile:
+    if not parts:
+        raise DeviceError("the device does not count its steps", remedy="build the firmware's environment *_profile")
+    steps: dict[int, int] = {}
+    stages: dict[tuple[int, int], int] = {}
+    rows: dict[int, int] = {}
+    for part in parts:
+        if part.stage:
+            rows[part.index] = rows.get(part.index, 0) + part.instructions
+        else:
+            steps[part.index] = part.instructions + sum(rows.values())
+            stages |= {(part.index, stage): count for stage, count in sorted(rows.items())}
+            rows = {}
+    return Profile(total, steps, stages)
 
 
 def _bytes(values: NDArray[Any], count: int, what: str) -> bytes:

@@ -15,6 +15,7 @@ import numpy as np
 from tte.errors import ModelError
 from tte.fixed import I64, as_i64, quantize_multiplier, requantise, wrap32
 from tte.ir import Node, Shape, TensorType
+from tte.ops import conv_dsp
 from tte.ops.base import (
     Array,
     Control,
@@ -246,6 +247,18 @@ class Linear(Op):
         if self.trained:
             tables.append(("channel", channel_table(self.trained, last)))
         return Kernel("depthwise_conv2d" if geometry.depthwise else "conv2d", params, tuple(tables))
+
+    def fast_kernels(self, t: Types) -> tuple[Kernel, ...]:
+        return self._fast(t, None)
+
+    def fast_row_kernels(self, t: Types, x_ring: int, y_ring: int) -> tuple[Kernel, ...]:
+        return self._fast(t, (x_ring, y_ring))
+
+    def _fast(self, t: Types, rings: tuple[int, int] | None) -> tuple[Kernel, ...]:
+        geometry, portable = self.site(t.ins), self.kernel(t)
+        if geometry.depthwise:
+            return ()
+        return conv_dsp.kernels(geometry, portable.params, portable.tables, rings)
 
 
 def weight_scales(w: TensorType, channels: int) -> tuple[float, ...]:

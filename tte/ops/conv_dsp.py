@@ -1,0 +1,103 @@
+"""Kernels of CONV_2D and FULLY_CONNECTED for cores with SIMD instructions: products of tiles (see templates/tte_dsp.h).
+
+Candidates differ in the block of pixels that is expanded at once: a larger block expands the weights less often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tte.ops.base import Array, Kernel
+
+if TYPE_CHECKING:
+    from tte.ops.linear import Geometry
+
+#: Pixels expanded at once; the largest is rounded up from the layer's own.
+_BLOCKS = (4, 8, 16, 32, 64, 128)
+#: Sizes that a kernel reads at run time, so that one function serves every layer of its kind.
+_SIZES = (
+    *("in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "k_h", "k_w"),
+    *("stride_h", "stride_w", "dil_h", "dil_w", "pad_h", "pad_w"),
+)
+#: Largest sum of products that pairs of int16 may make, in terms of K: 127 * 255 * K < 2**31.
+_MAX_TERMS = 2**31 // (127 * 255)
+
+
+def shape_table(values: Mapping[str, int]) -> tuple[str, Array]:
+    """The text of the C enum that names a table's entries, and the table."""
+    return ", ".join(name.upper() for name in values), np.array(list(values.values()), np.int32)
+
+
+def pairs(n: int) -> int:
+    """Packed pairs of a run of n bytes (`tte_pairs`)."""
+    return n // 4 * 2 + (n % 4 + 1) // 2
+
+
+def blocks(pixels: int) -> Iterator[int]:
+    """Block sizes worth offering, multiples of 4 up to all pixels."""
+    whole = -(-pixels // 4) * 4
+    yield from (b for b in _BLOCKS if b < whole)
+    yield whole
+
+
+def tile_instructions(count: int, finish: int) -> int:
+    """Instructions of one tile of 4 x 2 sums of `count` pairs each.
+
+    Args:
+        finish: of what is done with the eight sums.
+    """
+    return 11 * count + 3 * -(-(count - 1) // 16) + 9 + finish
+
+
+def kernels(
+    g: Geometry,
+    params: Mapping[str, int | str | bool],
+    tables: Sequence[tuple[str, Array]],
+    rings: tuple[int, int] | None = None,
+) -> tuple[Kernel, ...]:
+    """Candidates for the forward pass.
+
+    Args:
+        params, tables: of the portable kernel.
+        rings: rows that the buffers of input and output hold, for the kernel of one row.
+    """
+    trained = int(params["trained"])
+    split = (trained, g.in_c - trained) if trained else (g.k_w * g.in_c,)
+    count = sum(map(pairs, split)) * g.k_h * (g.k_w if trained else 1)
+    pixels = g.out_w if rings else g.out_h * g.out_w
+    window = (g.k_h, g.k_w, g.stride_h, g.stride_w, g.pad_h, g.pad_w) != (1, 1, 1, 1, 0, 0) or g.in_h != g.out_h or g.in_w != g.out_w
+    if g.terms > _MAX_TERMS or pixels < 2:
+        return ()
+    run = g.k_w * g.in_c
+    kinds = {k: params[k] for k in ("mask", "acc", "rounding")} | {"rows": rings is not None}
+    kinds |= {"trained": trained > 0, "window": window}
+    plain = not params["mask"] and not params["acc"] and params["rounding"] == "double"
+    found = []
+    for block in blocks(pixels):
+        sizes = {name: int(getattr(g, name)) for name in _SIZES}
+        sizes |= {k: int(params[k]) for k in ("x_zero", "y_zero", "y_min", "y_max")}
+        sizes |= {"block": block, "pairs": count, "trained": trained}
+        if rings:
+            sizes |= {"x_ring": rings[0], "y_ring": rings[1]}
+        names, table = shape_table(sizes)
+        scratch = (8 if trained else 4) * run if window or trained else 0
+        workspace = 8 * count + 4 * block * count + 8 * block + scratch
+        tiles, columns = -(-pixels // 4), -(-g.out_c // 2)
+        times = -(-pixels // block)
+        work = tiles * columns * tile_instructions(count, 58 if plain else 160)
+        work += times * columns * (5 * count + 110 + 40 * (g.k_h if window else 0))
+        work += tiles * (9 * count + (4 * run * g.k_h * 5 if trained else 0) + (90 * g.k_h + 100 if window else 60))
+        found.append(
+            Kernel(
+                "dsp/conv2d",
+                {**kinds, "shape_names": names},
+                (*tables, ("shape", table)),
+                workspace,
+                needs="dsp",
+                instructions=work,
+            )
+        )
+    return tuple(found)
