@@ -211,4 +211,108 @@ function tte_pack2_groups
     bne     2b
 3:  mov     r0, r3
     pop     {r4-r8, pc}
+
+/* r0 four rows, r1 groups of four bytes, r2 factors (two pairs a group), r3 panel; returns the panel's end. */
+function tte_pack4_scaled_groups
+    push    {r4-r11, lr}
+    mov     r12, r3
+    ldm     r0, {r3-r6}
+    .macro scaled row, slot
+    ldr     r9, [\row], #4
+    sxtb16  r10, r9
+    sxtb16  r9, r9, ror #8
+    smulbb  r11, r10, r7
+    smultt  r10, r10, r7
+    pkhbt   r10, r11, r10, lsl #16
+    smulbb  r11, r9, r8
+    smultt  r9, r9, r8
+    pkhbt   r9, r11, r9, lsl #16
+    str     r10, [r12, #(4 * \slot)]
+    str     r9, [r12, #(16 + 4 * \slot)]
+    .endm
+1:  ldrd    r7, r8, [r2], #8
+    scaled  r3, 0
+    scaled  r4, 1
+    scaled  r5, 2
+    scaled  r6, 3
+    add     r12, #32
+    subs    r1, #1
+    bne     1b
+    mov     r0, r12
+    pop     {r4-r11, pc}
+
+/* r0 first of the rows, r1 groups of four rows, r2 bytes from row to row, r3 panel of columns 0 and 1, sp+0 of 2 and 3. */
+function tte_pack_columns_groups
+    push    {r4-r11, lr}
+    ldr     r12, [sp, #36]
+1:  ldr     r4, [r0]
+    ldr     r5, [r0, r2]
+    ldr     r6, [r0, r2, lsl #1]
+    add     r0, r2
+    ldr     r7, [r0, r2, lsl #1]
+    add     r0, r2
+    add     r0, r0, r2, lsl #1
+    sxtb16  r8, r4                      /* row 0: columns 0 and 2 */
+    sxtb16  r9, r6                      /* row 2 */
+    sxtb16  r4, r4, ror #8              /* columns 1 and 3 */
+    sxtb16  r6, r6, ror #8
+    pkhbt   r10, r8, r9, lsl #16
+    pkhbt   r11, r4, r6, lsl #16
+    pkhtb   r8, r9, r8, asr #16
+    pkhtb   r9, r6, r4, asr #16
+    strd    r10, r11, [r3], #8
+    strd    r8, r9, [r12], #8
+    sxtb16  r8, r5
+    sxtb16  r9, r7
+    sxtb16  r5, r5, ror #8
+    sxtb16  r7, r7, ror #8
+    pkhbt   r10, r8, r9, lsl #16
+    pkhbt   r11, r5, r7, lsl #16
+    pkhtb   r8, r9, r8, asr #16
+    pkhtb   r9, r7, r5, asr #16
+    strd    r10, r11, [r3], #8
+    strd    r8, r9, [r12], #8
+    subs    r1, #1
+    bne     1b
+    pop     {r4-r11, pc}
+
+/* ---- Requantisation of errors ----------------------------------------------------------------------------------------*/
+
+/* r0 sums, r1 groups of four of them: the bits of all magnitudes. */
+function tte_largest_groups
+    push    {r4-r6, lr}
+    mov     r2, #0
+1:  ldm     r0!, {r3-r6}
+    .irp s, r3, r4, r5, r6
+    eor     r12, \s, \s, asr #31
+    sub     r12, r12, \s, asr #31
+    orr     r2, r12
+    .endr
+    subs    r1, #1
+    bne     1b
+    mov     r0, r2
+    pop     {r4-r6, pc}
+
+/* r0 sums, r1 groups of four of them, r2 shift, r3 errors. */
+function tte_errors_groups
+    push    {r4-r8, lr}
+    mov     r12, #1
+    lsl     r12, r12, r2
+    lsr     r12, #1                     /* half a step; 0 without a shift */
+    mov     lr, #0x01010101
+1:  ldm     r0!, {r4-r7}
+    .irp s, r4, r5, r6, r7
+    qadd    \s, \s, r12
+    asr     \s, \s, r2
+    ssat    \s, #8, \s
+    .endr
+    bfi     r4, r5, #8, #8
+    bfi     r4, r6, #16, #8
+    bfi     r4, r7, #24, #8
+    qsub8   r4, r4, lr                  /* -128 becomes -127 */
+    qadd8   r4, r4, lr
+    str     r4, [r3], #4
+    subs    r1, #1
+    bne     1b
+    pop     {r4-r8, pc}
 #endif

@@ -203,6 +203,16 @@ void tte_tiles_int8(const tte_tiles *t);
 /* Groups (at least 1) of four bytes of four rows, `add` added, or of two rows, as pairs; gives the end of the panel. */
 uint32_t *tte_pack4_groups(const int8_t *const row[4], int32_t groups, uint32_t add, uint32_t *panel);
 uint32_t *tte_pack2_groups(const int8_t *a, const int8_t *b, int32_t groups, uint32_t *panel);
+
+/* The same of four rows, each byte times a factor: two pairs a group, (0, 2), (1, 3). */
+uint32_t *tte_pack4_scaled_groups(const int8_t *const row[4], int32_t groups, const uint32_t *factors, uint32_t *panel);
+
+/* Groups of four rows, `pitch` bytes apart, of four columns: pairs of rows, columns 0 and 1 in one panel, 2 and 3 in another. */
+void tte_pack_columns_groups(const int8_t *w, int32_t groups, int32_t pitch, uint32_t *panel, uint32_t *second);
+
+/* Of groups (at least 1) of four sums: the bits of all their magnitudes; the errors that a shift makes of them (tte_to_int8). */
+uint32_t tte_largest_groups(const int32_t *sums, int32_t groups);
+void tte_errors_groups(const int32_t *sums, int32_t groups, int32_t shift, int8_t *e);
 #else
 static inline int32_t tte_tile_sum(const tte_tiles *t, int32_t row, int32_t column) {
     const uint32_t *x = t->x + row / 4 * t->pairs * 4 + row % 4;
@@ -246,7 +256,52 @@ static inline uint32_t *tte_pack2_groups(const int8_t *a, const int8_t *b, int32
     }
     return panel;
 }
+
+static inline uint32_t *tte_pack4_scaled_groups(const int8_t *const row[4], int32_t groups, const uint32_t *factors,
+                                                uint32_t *panel) {
+    for (int32_t g = 0; g < groups; g++, panel += 8, factors += 2) {
+        for (int i = 0; i < 4; i++) {
+            uint32_t v = tte_load4(row[i] + 4 * g), even = tte_even_bytes(v), odd = tte_odd_bytes(v);
+            panel[i] = tte_pair(tte_mac_low_low(even, factors[0], 0), tte_mac_high_high(even, factors[0], 0));
+            panel[4 + i] = tte_pair(tte_mac_low_low(odd, factors[1], 0), tte_mac_high_high(odd, factors[1], 0));
+        }
+    }
+    return panel;
+}
+
+static inline void tte_pack_columns_groups(const int8_t *w, int32_t groups, int32_t pitch, uint32_t *panel, uint32_t *second) {
+    for (int32_t g = 0; g < groups; g++, w += 4 * pitch, panel += 4, second += 4) {
+        for (int i = 0; i < 4; i++) {
+            const int8_t *a = w + i / 2 * pitch + i % 2;
+            panel[i] = tte_pair(a[0], a[2 * pitch]);
+            second[i] = tte_pair(a[2], a[2 * pitch + 2]);
+        }
+    }
+}
+
+static inline uint32_t tte_largest_groups(const int32_t *sums, int32_t groups) {
+    uint32_t bits = 0;
+    for (int32_t i = 0; i < 4 * groups; i++) bits |= tte_abs(sums[i]);
+    return bits;
+}
+
+static inline void tte_errors_groups(const int32_t *sums, int32_t groups, int32_t shift, int8_t *e) {
+    for (int32_t i = 0; i < 4 * groups; i++) e[i] = tte_to_int8(sums[i], shift);
+}
 #endif
+
+/* The bits of all magnitudes of n sums. */
+static inline uint32_t tte_largest(const int32_t *sums, int32_t n) {
+    uint32_t bits = n >= 4 ? tte_largest_groups(sums, n / 4) : 0;
+    for (int32_t i = n / 4 * 4; i < n; i++) bits |= tte_abs(sums[i]);
+    return bits;
+}
+
+/* The errors of n sums. */
+static inline void tte_errors(const int32_t *sums, int32_t n, int32_t shift, int8_t *e) {
+    if (n >= 4) tte_errors_groups(sums, n / 4, shift, e);
+    for (int32_t i = n / 4 * 4; i < n; i++) e[i] = tte_to_int8(sums[i], shift);
+}
 
 /* Pairs that a run of n bytes makes: two of every four bytes, and of the rest (0, 2), (1) or (0, 1) or (0). */
 static inline int32_t tte_pairs(int32_t n) { return n / 4 * 2 + (n % 4 + 1) / 2; }
@@ -272,6 +327,44 @@ static inline uint32_t *tte_pack2(const int8_t *a, const int8_t *b, int32_t n, u
     tte_pack_rest(a + n / 4 * 4, n % 4, 0, panel, 2);
     tte_pack_rest(b + n / 4 * 4, n % 4, 0, panel + 1, 2);
     return panel + (n % 4 + 1) / 2 * 2;
+}
+
+/* Runs of n errors of four rows, each times its factor (paired like the bytes), as a panel; gives the panel's end. */
+static inline uint32_t *tte_pack4_scaled(const int8_t *const row[4], int32_t n, const int32_t *factors, uint32_t *panel) {
+    const uint32_t *f = (const uint32_t *)factors;
+    if (n >= 4) panel = tte_pack4_scaled_groups(row, n / 4, f, panel);
+    const int32_t rest = n % 4;
+    if (rest == 0) return panel;
+    f += n / 4 * 2;
+    for (int i = 0; i < 4; i++) {
+        const int8_t *e = row[i] + n - rest;
+        panel[i] = tte_pair(e[0] * tte_low(f[0]), rest == 1 ? 0 : e[rest - 1] * tte_high(f[0]));
+        if (rest == 3) panel[4 + i] = tte_pair(e[1] * tte_low(f[1]), 0);
+    }
+    return panel + (rest + 1) / 2 * 4;
+}
+
+/* Column `column` (0 or 1 of a panel) of n rows, `pitch` bytes apart, as pairs of rows. */
+static inline void tte_pack_column(const int8_t *w, int32_t n, int32_t pitch, uint32_t *panel, int32_t column) {
+    panel += column;
+    for (; n >= 4; n -= 4, w += 4 * pitch, panel += 4) {
+        panel[0] = tte_pair(w[0], w[2 * pitch]);
+        panel[2] = tte_pair(w[pitch], w[3 * pitch]);
+    }
+    if (n > 0) panel[0] = tte_pair(w[0], n == 1 ? 0 : w[(n - 1) * pitch]);
+    if (n == 3) panel[2] = tte_pair(w[pitch], 0);
+}
+
+/* Up to four columns of n rows in two panels; columns that do not exist repeat the last. */
+static inline void tte_pack_columns(const int8_t *w, int32_t columns, int32_t n, int32_t pitch, uint32_t *panel, uint32_t *second) {
+    if (columns >= 4 && n >= 4) {
+        tte_pack_columns_groups(w, n / 4, pitch, panel, second);
+        w += n / 4 * 4 * pitch;
+        panel += n / 4 * 4;
+        second += n / 4 * 4;
+        n %= 4;
+    }
+    for (int32_t c = 0; n > 0 && c < 4; c++) tte_pack_column(w + tte_imin(c, columns - 1), n, pitch, c < 2 ? panel : second, c % 2);
 }
 
 /* A row of a window: `taps` taps of `size` bytes each, `dilation` columns apart, the first in column `left` of a row of

@@ -101,3 +101,57 @@ def kernels(
             )
         )
     return tuple(found)
+
+
+def paired(values: Array) -> Array:
+    """int16 values by packed pairs, as bytes are paired in panels: (0, 2), (1, 3); of the rest (0, 2), (1) or (0, 1) or (0)."""
+    words = []
+    for at in range(0, len(values), 4):
+        group = [int(v) & 0xFFFF for v in values[at : at + 4]]
+        order = {4: ((0, 2), (1, 3)), 3: ((0, 2), (1,)), 2: ((0, 1),), 1: ((0,),)}[len(group)]
+        words += [sum(group[i] << 16 * half for half, i in enumerate(pair)) for pair in order]
+    return np.array(words, np.uint32).astype(np.int32)
+
+
+def input_grad_kernels(
+    g: Geometry, trained: int, buffered: bool, f: int, prescale: Array, channel: Sequence[tuple[str, Array]]
+) -> tuple[Kernel, ...]:
+    """Candidates for dX.
+
+    Args:
+        trained: channels in the trained slice of the weights; 0: one tensor.
+        buffered: all int32 sums are kept.
+        f, prescale: the factors' common exponent, and the factors [out_c].
+        channel: the table of channels, if the weights are split.
+    """
+    pixels = g.in_h * g.in_w
+    if (g.stride_h, g.stride_w) != (1, 1) or pixels < 2:
+        return ()
+    taps = g.k_h * g.k_w
+    count = pairs(g.out_c) * taps
+    window = (g.k_h, g.k_w, g.pad_h, g.pad_w) != (1, 1, 0, 0) or g.in_h != g.out_h or g.in_w != g.out_w
+    kinds = {"buffered": buffered, "trained": trained > 0, "window": window}
+    found = []
+    for block in blocks(pixels):
+        sizes = {name: int(getattr(g, name)) for name in _SIZES}
+        names, table = shape_table({**sizes, "block": block, "pairs": count, "trained": trained, "f": f})
+        scratch = 4 * g.k_w * g.out_c if window else 0
+        kept = 4 * pixels * g.in_c if buffered else 0
+        workspace = 16 * count + 4 * block * count + 8 * block + kept + scratch
+        tiles, columns, times = -(-pixels // 4), -(-g.in_c // 2), -(-pixels // block)
+        work = tiles * columns * tile_instructions(count, 14 if buffered and not trained else 60)
+        work += times * columns * (7 * count + 80)
+        work += tiles * (22 * count + (150 * g.k_h if window else 60))
+        work *= 1 if buffered else 2
+        work += pixels * g.in_c * 9 if buffered else 0
+        found.append(
+            Kernel(
+                "dsp/conv2d_input_grad",
+                {**kinds, "shape_names": names},
+                (("factors", paired(prescale)), *channel, ("shape", table)),
+                workspace,
+                needs="dsp",
+                instructions=work,
+            )
+        )
+    return tuple(found)

@@ -23,6 +23,7 @@ from tte.fixed import (
     to_int8,
 )
 from tte.ir import Shape, TensorType
+from tte.ops import conv_dsp
 from tte.ops.base import Array, Control, Inferred, Kernel, Op, Types, require
 from tte.ops.linear import Geometry, channel_table, join_channels, weight_scales
 
@@ -106,6 +107,13 @@ class InputGrad(Op):
         workspace = 4 * (self.x_elements if self.buffered else g.in_c)
         template = "depthwise_input_grad" if g.depthwise else "conv2d_input_grad"
         return Kernel(template, params, tuple(tables), workspace)
+
+    def fast_kernels(self, t: Types) -> tuple[Kernel, ...]:
+        g = self.geometry
+        if g.depthwise:
+            return ()
+        r, f = self.prescale(t)
+        return conv_dsp.input_grad_kernels(g, len(self.trained), self.buffered, f, r, self.kernel(t).tables[1:])
 
 
 @dataclass(frozen=True)
