@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 PYTHON ?= python3
 SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: setup demo test test-slow clean
+.PHONY: setup demo test test-slow bench bench-update clean
 
 setup: $(VENV)/.ready
 
@@ -36,6 +36,13 @@ test: setup
 # The long sweeps: every model and scheme, more inputs.
 test-slow: setup
 	$(BIN)/pytest -q -n 2 -m slow
+
+# Instructions by operator and by model, counted in the emulator, against the tables in bench/.
+bench: setup
+	PYTHONPATH=tests $(BIN)/python -m benchmark
+
+bench-update: setup
+	PYTHONPATH=tests $(BIN)/python -m benchmark --update
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache

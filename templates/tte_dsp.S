@@ -131,6 +131,58 @@
     str     r3, [sp, #12]
     .endm
 
+    /* Each column's int8 in the low byte, bit 8 set where it was not clipped. */
+    .macro rescale_marked s
+    smmlar  \s, \s, r2, \s
+    add     \s, \s, \s, asr #31
+    qadd    \s, \s, r3
+    asr     \s, \s, r1
+    ssat    lr, #8, \s
+    sub     \s, \s, lr
+    clz     \s, \s                      /* 32 for zero */
+    lsl     \s, \s, #3
+    bfi     \s, lr, #0, #8
+    .endm
+
+    .macro finish_masked
+    ldr     r12, [sp, #16]
+    ldrd    r2, r3, [r12, #32]
+    ldr     r1, [r12, #40]
+    .irp s, r4, r5, r6, r7
+    rescale_marked \s
+    .endr
+    ldrd    r2, r3, [r12, #44]
+    ldr     r1, [r12, #52]
+    .irp s, r8, r9, r10, r11
+    rescale_marked \s
+    .endr
+    ldr     r2, [r12, #20]
+    ldr     r3, [sp, #12]
+    ldrd    r1, lr, [r12, #56]
+    ldr     r12, [r12, #64]
+    .macro marked a, b
+    strb    \a, [r3]
+    strb    \b, [r3, #1]
+    add     r3, r2
+    lsr     \a, \a, #8
+    lsr     \b, \b, #8
+    orr     \a, \a, \b, lsl #1
+    lsl     \a, \a, r12
+    ldrb    \b, [r1]
+    orr     \b, \a
+    strb    \b, [r1]
+    add     r1, lr
+    .endm
+    marked  r4, r8
+    marked  r5, r9
+    marked  r6, r10
+    marked  r7, r11
+    .purgem marked
+    str     r3, [sp, #12]
+    ldr     r12, [sp, #16]
+    str     r1, [r12, #56]
+    .endm
+
     .macro finish_int32
     ldr     r12, [sp, #16]
     ldr     r2, [r12, #20]
@@ -149,8 +201,125 @@
 function tte_tiles_int8
     tile_loop finish_int8
 
+function tte_tiles_masked
+    tile_loop finish_masked
+
 function tte_tiles_int32
     tile_loop finish_int32
+
+/* ---- Two rows by one -------------------------------------------------------------------------------------------------
+ * r0 r1 rows of w, r2 panel of x, r3 groups of eight bytes, sp+0 two sums that are added to. */
+    .macro eight row, sum, load
+    \load   \row
+    sxtb16  r12, r10
+    sxtb16  r10, r10, ror #8
+    smlad   \sum, r6, r12, \sum
+    smlad   \sum, r7, r10, \sum
+    sxtb16  r12, r11
+    sxtb16  r11, r11, ror #8
+    smlad   \sum, r8, r12, \sum
+    smlad   \sum, r9, r11, \sum
+    .endm
+
+    .macro two_words row
+    ldrd    r10, r11, [\row], #8
+    .endm
+
+    .macro two_loose_words row
+    ldr     r10, [\row], #4
+    ldr     r11, [\row], #4
+    .endm
+
+    .macro dots load
+    push    {r4-r11, lr}
+    ldr     lr, [sp, #36]
+    ldrd    r4, r5, [lr]
+    subs    r3, #4
+    blt     2f
+1:  .rept 4
+    ldm     r2!, {r6-r9}
+    eight   r0, r4, \load
+    eight   r1, r5, \load
+    .endr
+    subs    r3, #4
+    bge     1b
+2:  adds    r3, #4
+    beq     4f
+3:  ldm     r2!, {r6-r9}
+    eight   r0, r4, \load
+    eight   r1, r5, \load
+    subs    r3, #1
+    bne     3b
+4:  strd    r4, r5, [lr]
+    pop     {r4-r11, pc}
+    .endm
+
+function tte_dots2_aligned
+    dots    two_words
+
+function tte_dots2_groups
+    dots    two_loose_words
+
+/* r0 the arguments: whole rows of w, two at a time, and requantisation by one scale. Entered like the loop over pairs. */
+#define DENSE_UNROLL 8
+#define DENSE_BYTES 76
+function tte_dense_rows
+    push    {r0, r4-r11, lr}
+    sub     sp, #16                     /* sp+0 pairs of rows left, sp+4 where to enter, sp+8 starts, sp+12 y */
+    ldr     r1, [r0, #12]
+    rsb     r2, r1, #0
+    and     r2, r2, #(DENSE_UNROLL - 1)
+    mov     r3, #DENSE_BYTES
+    mul     r2, r2, r3
+    adr.w   r3, 2f
+    add     r2, r3
+    orr     r2, #1
+    add     r1, r1, #(DENSE_UNROLL - 1)
+    lsr     r1, r1, #3                  /* turns of the loop */
+    ldr     r3, [r0, #24]
+    strd    r3, r2, [sp]
+    ldrd    r2, r3, [r0, #16]
+    strd    r2, r3, [sp, #8]
+    str     r1, [r0, #12]
+    ldr     r0, [r0]
+1:  ldr     r12, [sp, #16]
+    ldrd    r1, r2, [r12, #4]
+    ldr     r3, [r12, #12]
+    add     r1, r0
+    ldr     lr, [sp, #8]
+    ldrd    r4, r5, [lr], #8
+    str     lr, [sp, #8]
+    ldr     pc, [sp, #4]
+    .p2align 2
+2:  .rept DENSE_UNROLL
+    ldm     r2!, {r6-r9}
+    eight   r0, r4, two_words
+    eight   r1, r5, two_words
+    .endr
+    subs    r3, #1
+    bne     2b
+    ldr     r12, [sp, #16]
+    ldrd    r6, r7, [r12, #28]
+    ldr     r8, [r12, #36]
+    smmul   r4, r4, r6
+    smmul   r5, r5, r6
+    add     r4, r7
+    add     r5, r7
+    asr     r4, r4, r8
+    asr     r5, r5, r8
+    ssat    r4, #8, r4
+    ssat    r5, #8, r5
+    ldr     r12, [sp, #12]
+    strb    r4, [r12], #1
+    strb    r5, [r12], #1
+    str     r12, [sp, #12]
+    mov     r0, r1
+    ldr     r12, [sp]
+    subs    r12, #1
+    str     r12, [sp]
+    bne     1b
+    add     sp, #16
+    pop     {r0, r4-r11, pc}
 
 /* ---- Panels ----------------------------------------------------------------------------------------------------------*/
 
@@ -276,6 +445,37 @@ function tte_pack_columns_groups
     bne     1b
     pop     {r4-r11, pc}
 
+/* r0 four rows, r1 groups of four columns, r2 what is added, r3 panel, sp+0 bytes from group to group of the panel. */
+function tte_pack_pixels_groups
+    push    {r4-r11, lr}
+    mov     r8, r3
+    mov     r9, r2
+    mov     r11, r1
+    ldm     r0, {r0-r3}
+1:  ldr     r4, [r0], #4
+    ldr     r5, [r1], #4
+    ldr     r6, [r2], #4
+    ldr     r7, [r3], #4
+    .macro transposed a, b, at
+    sxtab16 r12, r9, \a
+    sxtab16 lr, r9, \b
+    pkhbt   r10, r12, lr, lsl #16
+    pkhtb   lr, lr, r12, asr #16
+    sxtab16 \a, r9, \a, ror #8
+    sxtab16 \b, r9, \b, ror #8
+    pkhbt   r12, \a, \b, lsl #16
+    pkhtb   \b, \b, \a, asr #16
+    strd    r10, r12, [r8, #\at]
+    strd    lr, \b, [r8, #(\at + 8)]
+    .endm
+    transposed r4, r6, 0
+    transposed r5, r7, 16
+    ldr     r12, [sp, #36]
+    add     r8, r12
+    subs    r11, #1
+    bne     1b
+    pop     {r4-r11, pc}
+
 /* ---- Requantisation of errors ----------------------------------------------------------------------------------------*/
 
 /* r0 sums, r1 groups of four of them: the bits of all magnitudes. */
@@ -315,4 +515,405 @@ function tte_errors_groups
     subs    r1, #1
     bne     1b
     pop     {r4-r8, pc}
+
+/* ---- Depthwise convolution -------------------------------------------------------------------------------------------
+ * A tile is 2 or 4 neighbouring outputs of one channel, summed row by row of the window. sp+
+ *   0 m, offset, right of the channel's scale; 12 bytes from output to output, 16 three times that; 20 y
+ *   24 the window's first row of weights, 28 from behind its last row to the next tile; 32 bias, twice
+ *   40 where to enter the rows, 44 outputs left, 48 bytes from row to row
+ *   52 x, weights, y of the next channel; 64 steps to the one after; 76 channels left, 80 weights to pass over, 84 width */
+    .macro depthwise name, taps, stride, tile, row, finish, a, b, c, d, p, w
+function \name
+    push    {r4-r11, lr}
+    sub     sp, #88
+    ldm     r0!, {r1-r11, r12}
+    strd    r7, r10, [sp, #80]
+    str     r11, [sp, #76]
+    add     r10, sp, #52
+    stm     r10, {r1-r6}
+    add     r7, r9, r9, lsl #1
+    strd    r9, r7, [sp, #12]
+    mul     r7, r8, r12
+    rsb     r7, r7, #(2 * \stride * \tile)
+    str     r7, [sp, #28]
+    str     r12, [sp, #48]
+    adr.w   r7, 9f
+    ldr     r7, [r7, r8, lsl #2]
+    str     r7, [sp, #40]
+1:  add     r0, sp, #52
+    ldm     r0, {r1-r9}
+    add     r4, r1
+    add     r5, r2
+    add     r6, r3
+    sub     r7, #1
+    stm     r0, {r4-r6}
+    str     r7, [sp, #76]
+    ldm     r2!, {r4-r7}
+    stm     sp, {r5-r7}
+    strd    r4, r4, [sp, #32]
+    add     r8, r2
+    .ifc \taps\stride, 31
+    ldr     r11, [sp, #48]
+    mov     r12, r3
+    mov     lr, r9
+    .else
+    str     r3, [sp, #20]
+    str     r9, [sp, #44]
+    .endif
+    str     r8, [sp, #24]
+    mov     \w, r8
+    mov     \p, r1
+    .ifc \taps\stride, 52
+    ldr     r11, [sp, #48]
+    .endif
+    .ifc \taps\stride, 32
+    ldr     lr, [sp, #48]
+    .endif
+    .ifc \taps\stride, 72
+    ldr     lr, [sp, #48]
+    .endif
+2:  ldrd    \a, \b, [sp, #32]
+    .if \tile == 4
+    ldrd    \c, \d, [sp, #32]
+    .endif
+    ldr     pc, [sp, #40]
+    .if \taps == 7
+.L\name\()_7: \row
+.L\name\()_6: \row
+    .endif
+    .if \taps >= 5
+.L\name\()_5: \row
+.L\name\()_4: \row
+    .endif
+.L\name\()_3: \row
+.L\name\()_2: \row
+.L\name\()_1: \row
+.L\name\()_0:
+    ldrd    \w, r0, [sp, #24]
+    add     \p, r0
+    \finish \tile, \a, \b, \c, \d
+4:  ldr     r0, [sp, #76]
+    cmp     r0, #0
+    bne     1b
+    add     sp, #88
+    pop     {r4-r11, pc}
+    .p2align 2
+9:  .word   .L\name\()_0 + 1, .L\name\()_1 + 1, .L\name\()_2 + 1, .L\name\()_3 + 1
+    .if \taps >= 5
+    .word   .L\name\()_4 + 1, .L\name\()_5 + 1
+    .endif
+    .if \taps == 7
+    .word   .L\name\()_6 + 1, .L\name\()_7 + 1
+    .endif
+    .endm
+
+    .macro rescale_byte s
+    smmlar  \s, \s, r0, \s
+    add     \s, \s, \s, asr #31
+    qadd    \s, \s, r1
+    asr     \s, \s, r2
+    ssat    \s, #8, \s
+    .endm
+
+    /* y in r12, outputs left in lr: where registers are left. */
+    .macro bytes_in_registers tile, a, b, c, d
+    ldm     sp, {r0-r4}
+    subs    lr, #4
+    blt     3f
+    rescale_byte \a
+    strb    \a, [r12]
+    rescale_byte \b
+    strb    \b, [r12, r3]
+    rescale_byte \c
+    strb    \c, [r12, r3, lsl #1]
+    rescale_byte \d
+    strb    \d, [r12, r4]
+    add     r12, r12, r3, lsl #2
+    bne     2b
+    b       4f
+3:  rescale_byte \a
+    strb    \a, [r12]
+    cmp     lr, #-3
+    beq     4f
+    rescale_byte \b
+    strb    \b, [r12, r3]
+    cmp     lr, #-2
+    beq     4f
+    rescale_byte \c
+    strb    \c, [r12, r3, lsl #1]
+    .endm
+
+    .macro bytes tile, a, b, c, d
+    ldm     sp, {r0-r5}
+    ldr     r6, [sp, #44]
+    subs    r6, #\tile
+    str     r6, [sp, #44]
+    blt     3f
+    rescale_byte \a
+    strb    \a, [r5]
+    rescale_byte \b
+    strb    \b, [r5, r3]
+    .if \tile == 4
+    rescale_byte \c
+    strb    \c, [r5, r3, lsl #1]
+    rescale_byte \d
+    strb    \d, [r5, r4]
+    add     r5, r5, r3, lsl #2
+    .else
+    add     r5, r5, r3, lsl #1
+    .endif
+    str     r5, [sp, #20]
+    bne     2b
+    b       4f
+3:  rescale_byte \a
+    strb    \a, [r5]
+    .if \tile == 4
+    cmp     r6, #-3
+    beq     4f
+    rescale_byte \b
+    strb    \b, [r5, r3]
+    cmp     r6, #-2
+    beq     4f
+    rescale_byte \c
+    strb    \c, [r5, r3, lsl #1]
+    .endif
+    .endm
+
+    .macro words_in_registers tile, a, b, c, d
+    stm     r12!, {\a, \b, \c, \d}
+    subs    lr, #4
+    bgt     2b
+    .endm
+
+    .macro words tile, a, b, c, d
+    ldr     r0, [sp, #20]
+    ldr     r1, [sp, #44]
+    .if \tile == 4
+    stm     r0!, {\a, \b, \c, \d}
+    .else
+    strd    \a, \b, [r0], #8
+    .endif
+    subs    r1, #\tile
+    str     r0, [sp, #20]
+    str     r1, [sp, #44]
+    bgt     2b
+    .endm
+
+    /* One row of a window. Weights at stride 1: (0, 1), (1, 2); (0, 1), (2, 3), (1, 2), (3, 4); (0, 1), (2, 3), (4, 5),
+     * (1, 2), (3, 4), (5, 6); at stride 2 each once, the last alone. */
+    .macro row_3_1
+    ldm     r9, {r0-r2}
+    ldm     r10!, {r3, r4}
+    smlad   r5, r0, r3, r5
+    smlatb  r6, r0, r3, r6
+    smlad   r7, r1, r3, r7
+    smlatb  r8, r1, r3, r8
+    smlabt  r5, r1, r4, r5
+    smlad   r6, r1, r4, r6
+    smlabt  r7, r2, r4, r7
+    smlad   r8, r2, r4, r8
+    add     r9, r11
+    .endm
+
+    .macro row_3_2
+    ldm     r11, {r0-r4}
+    ldm     r12!, {r5, r6}
+    smlad   r7, r0, r5, r7
+    smlad   r8, r1, r5, r8
+    smlad   r9, r2, r5, r9
+    smlad   r10, r3, r5, r10
+    smlabb  r7, r1, r6, r7
+    smlabb  r8, r2, r6, r8
+    smlabb  r9, r3, r6, r9
+    smlabb  r10, r4, r6, r10
+    add     r11, lr
+    .endm
+
+    .macro row_5_1
+    ldm     r12, {r0-r3}
+    ldm     lr!, {r4-r7}
+    smlad   r8, r0, r4, r8
+    smlatb  r9, r0, r4, r9
+    smlad   r10, r1, r4, r10
+    smlatb  r11, r1, r4, r11
+    smlad   r8, r1, r5, r8
+    smlad   r9, r1, r6, r9
+    smlad   r10, r2, r5, r10
+    smlad   r11, r2, r6, r11
+    smlabt  r8, r2, r7, r8
+    smlad   r9, r2, r7, r9
+    smlabt  r10, r3, r7, r10
+    smlad   r11, r3, r7, r11
+    ldr     r0, [sp, #48]
+    add     r12, r0
+    .endm
+
+    .macro row_5_2
+    ldm     r9, {r0-r3}
+    ldm     r10!, {r4-r6}
+    smlad   r7, r0, r4, r7
+    smlad   r8, r1, r4, r8
+    smlad   r7, r1, r5, r7
+    smlad   r8, r2, r5, r8
+    smlabb  r7, r2, r6, r7
+    smlabb  r8, r3, r6, r8
+    add     r9, r11
+    .endm
+
+    .macro row_7_1
+    ldm     r12, {r0-r4}
+    ldm     lr!, {r5-r7}
+    smlad   r8, r0, r5, r8
+    smlatb  r9, r0, r5, r9
+    smlad   r10, r1, r5, r10
+    smlatb  r11, r1, r5, r11
+    smlad   r8, r1, r6, r8
+    smlad   r10, r2, r6, r10
+    smlad   r8, r2, r7, r8
+    smlad   r10, r3, r7, r10
+    ldm     lr!, {r5-r7}
+    smlad   r9, r1, r5, r9
+    smlad   r11, r2, r5, r11
+    smlad   r9, r2, r6, r9
+    smlad   r11, r3, r6, r11
+    smlabt  r8, r3, r7, r8
+    smlad   r9, r3, r7, r9
+    smlabt  r10, r4, r7, r10
+    smlad   r11, r4, r7, r11
+    ldr     r0, [sp, #48]
+    add     r12, r0
+    .endm
+
+    .macro row_7_2
+    ldm     r11, {r0-r4}
+    ldm     r12!, {r5-r8}
+    smlad   r9, r0, r5, r9
+    smlad   r10, r1, r5, r10
+    smlad   r9, r1, r6, r9
+    smlad   r10, r2, r6, r10
+    smlad   r9, r2, r7, r9
+    smlad   r10, r3, r7, r10
+    smlabb  r9, r3, r8, r9
+    smlabb  r10, r4, r8, r10
+    add     r11, lr
+    .endm
+
+    depthwise tte_depthwise_3_1_int8, 3, 1, 4, row_3_1, bytes_in_registers, r5, r6, r7, r8, r9, r10
+    depthwise tte_depthwise_3_1_int32, 3, 1, 4, row_3_1, words_in_registers, r5, r6, r7, r8, r9, r10
+    depthwise tte_depthwise_3_2_int8, 3, 2, 4, row_3_2, bytes, r7, r8, r9, r10, r11, r12
+    depthwise tte_depthwise_3_2_int32, 3, 2, 4, row_3_2, words, r7, r8, r9, r10, r11, r12
+    depthwise tte_depthwise_5_1_int8, 5, 1, 4, row_5_1, bytes, r8, r9, r10, r11, r12, lr
+    depthwise tte_depthwise_5_1_int32, 5, 1, 4, row_5_1, words, r8, r9, r10, r11, r12, lr
+    depthwise tte_depthwise_5_2_int8, 5, 2, 2, row_5_2, bytes, r7, r8, , , r9, r10
+    depthwise tte_depthwise_5_2_int32, 5, 2, 2, row_5_2, words, r7, r8, , , r9, r10
+    depthwise tte_depthwise_7_1_int8, 7, 1, 4, row_7_1, bytes, r8, r9, r10, r11, r12, lr
+    depthwise tte_depthwise_7_1_int32, 7, 1, 4, row_7_1, words, r8, r9, r10, r11, r12, lr
+    depthwise tte_depthwise_7_2_int8, 7, 2, 2, row_7_2, bytes, r9, r10, , , r11, r12
+    depthwise tte_depthwise_7_2_int32, 7, 2, 2, row_7_2, words, r9, r10, , , r11, r12
+
+    /* Two pixels at x as pairs: channels 0 and 1 in r8 and r11, 2 and 3 in r10 and r9. */
+    .macro two_pixels
+    ldr     r8, [r0]
+    ldr     r9, [r0, r1]
+    add     r0, r0, r1, lsl #1
+    pkhbt   r10, r8, r9, lsl #16
+    pkhtb   r9, r9, r8, asr #16
+    sxtab16 r8, r7, r10
+    sxtab16 r11, r7, r10, ror #8
+    sxtab16 r10, r7, r9
+    sxtab16 r9, r7, r9, ror #8
+    .endm
+
+    .macro one_pixel
+    ldr     r8, [r0]
+    add     r0, r1
+    sxtab16 r9, r7, r8
+    sxtab16 r10, r7, r8, ror #8
+    strh    r9, [r2], #2
+    strh    r10, [r3], #2
+    lsr     r9, #16
+    lsr     r10, #16
+    strh    r9, [r4], #2
+    strh    r10, [r5], #2
+    .endm
+
+/* r0 x, r1 bytes from pixel to pixel, r2 planes, r3 bytes from plane to plane, sp+0 pixels, sp+4 what is added. */
+function tte_depthwise_planes
+    push    {r4-r12, lr}
+    ldrd    r6, r7, [sp, #40]
+    add     r4, r2, r3, lsl #1
+    add     r5, r4, r3
+    add     r3, r2
+    cmp     r6, #0
+    beq     5f
+    tst     r2, #2
+    beq     1f
+    one_pixel
+    subs    r6, #1
+1:  subs    r6, #4
+    blt     3f
+2:  ldr     r8, [r0]
+    ldr     r9, [r0, r1]
+    add     r0, r0, r1, lsl #1
+    ldr     r10, [r0]
+    ldr     r11, [r0, r1]
+    add     r0, r0, r1, lsl #1
+    pkhbt   r12, r8, r9, lsl #16        /* channels 0 and 1 of pixels 0 and 1 */
+    pkhtb   r8, r9, r8, asr #16         /* channels 2 and 3 */
+    pkhbt   r9, r10, r11, lsl #16       /* of pixels 2 and 3 */
+    pkhtb   r10, r11, r10, asr #16
+    sxtab16 r11, r7, r12
+    sxtab16 lr, r7, r9
+    strd    r11, lr, [r2], #8
+    sxtab16 r12, r7, r12, ror #8
+    sxtab16 r9, r7, r9, ror #8
+    strd    r12, r9, [r3], #8
+    sxtab16 r11, r7, r8
+    sxtab16 lr, r7, r10
+    strd    r11, lr, [r4], #8
+    sxtab16 r8, r7, r8, ror #8
+    sxtab16 r10, r7, r10, ror #8
+    strd    r8, r10, [r5], #8
+    subs    r6, #4
+    bge     2b
+3:  tst     r6, #2
+    beq     4f
+    two_pixels
+    str     r8, [r2], #4
+    str     r11, [r3], #4
+    str     r10, [r4], #4
+    str     r9, [r5], #4
+4:  tst     r6, #1
+    beq     5f
+    one_pixel
+5:  pop     {r4-r12, pc}
+
+/* r0 sums of four channels, r1 bytes from channel to channel, r2 outputs, r3 shift, sp+0 e, sp+4 bytes from pixel to pixel. */
+function tte_depthwise_errors
+    push    {r4-r12, lr}
+    ldrd    r4, r5, [sp, #40]
+    mov     r12, #1
+    lsl     r12, r12, r3
+    lsr     r12, #1                     /* half a step; 0 without a shift */
+    mov     lr, #0x01010101
+    add     r6, r1, r1, lsl #1
+1:  ldr     r8, [r0, r1]
+    ldr     r9, [r0, r1, lsl #1]
+    ldr     r10, [r0, r6]
+    ldr     r7, [r0], #4
+    .irp s, r7, r8, r9, r10
+    qadd    \s, \s, r12
+    asr     \s, \s, r3
+    ssat    \s, #8, \s
+    .endr
+    bfi     r7, r8, #8, #8
+    bfi     r7, r9, #16, #8
+    bfi     r7, r10, #24, #8
+    qsub8   r7, r7, lr                  /* -128 becomes -127 */
+    qadd8   r7, r7, lr
+    str     r7, [r4]
+    add     r4, r5
+    subs    r2, #1
+    bne     1b
+    pop     {r4-r12, pc}
 #endif

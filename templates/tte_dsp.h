@@ -191,14 +191,37 @@ typedef struct {
     int32_t pitch; /* bytes from row to row of y */
     int32_t start[2]; /* what the sums of each column start with */
     tte_scale scale[2];
+    uint8_t *mask; /* of tte_tiles_masked, which moves it on */
+    int32_t mask_pitch, bit; /* bytes from row to row; the first column's bit of its byte, the second's is the next */
 } tte_tiles;
 
+/* Rows of weights times one vector, requantised by one scale: ((sum * m) >> 32) + offset) >> right. */
+typedef struct {
+    const int8_t *w; /* rows, at a multiple of 4 */
+    int32_t pitch; /* bytes from row to row, a multiple of 8 */
+    const uint32_t *x; /* pairs */
+    int32_t groups; /* of eight bytes a row */
+    const int32_t *start; /* what each sum starts with */
+    int8_t *y;
+    int32_t row_pairs; /* at least 1 */
+    int32_t m, offset, right;
+} tte_dense;
+
 #if TTE_DSP
-_Static_assert(sizeof(tte_tiles) == 56, "tte_dsp.S knows the layout");
+_Static_assert(sizeof(tte_tiles) == 68, "tte_dsp.S knows the layout");
 
 /* y [4 * tiles rows] of two int32, or of two int8 requantised by `scale`. */
 void tte_tiles_int32(const tte_tiles *t);
 void tte_tiles_int8(const tte_tiles *t);
+
+/* The same, and a bit set in the mask for every value that was not clipped. */
+void tte_tiles_masked(tte_tiles *t);
+
+/* Adds to two sums the products of two rows, groups (at least 1) of eight bytes, with pairs of x. Rows at multiples of 4. */
+void tte_dots2_aligned(const int8_t *a, const int8_t *b, const uint32_t *x, int32_t groups, int32_t sums[2]);
+void tte_dots2_groups(const int8_t *a, const int8_t *b, const uint32_t *x, int32_t groups, int32_t sums[2]); /* anywhere */
+
+void tte_dense_rows(tte_dense *d); /* spoils `groups` */
 
 /* Groups (at least 1) of four bytes of four rows, `add` added, or of two rows, as pairs; gives the end of the panel. */
 uint32_t *tte_pack4_groups(const int8_t *const row[4], int32_t groups, uint32_t add, uint32_t *panel);
@@ -209,6 +232,10 @@ uint32_t *tte_pack4_scaled_groups(const int8_t *const row[4], int32_t groups, co
 
 /* Groups of four rows, `pitch` bytes apart, of four columns: pairs of rows, columns 0 and 1 in one panel, 2 and 3 in another. */
 void tte_pack_columns_groups(const int8_t *w, int32_t groups, int32_t pitch, uint32_t *panel, uint32_t *second);
+
+/* Groups of four columns of four rows (pixels), `add` added: a panel of pairs of pixels, four columns side by side, each group
+ * `stride` bytes behind the last. */
+void tte_pack_pixels_groups(const int8_t *const row[4], int32_t groups, uint32_t add, uint32_t *panel, int32_t stride);
 
 /* Of groups (at least 1) of four sums: the bits of all their magnitudes; the errors that a shift makes of them (tte_to_int8). */
 uint32_t tte_largest_groups(const int32_t *sums, int32_t groups);
@@ -232,6 +259,39 @@ static inline void tte_tiles_int8(const tte_tiles *t) {
     for (int32_t i = 0; i < 8 * t->tiles; i++) {
         int32_t v = tte_saturate8(tte_rescale(tte_tile_sum(t, i / 2, i % 2), &t->scale[i % 2]));
         ((int8_t *)t->y)[i / 2 * t->pitch + i % 2] = (int8_t)v;
+    }
+}
+
+static inline void tte_tiles_masked(tte_tiles *t) {
+    for (int32_t i = 0; i < 8 * t->tiles; i++) {
+        int32_t v = tte_rescale(tte_tile_sum(t, i / 2, i % 2), &t->scale[i % 2]), y = tte_saturate8(v);
+        ((int8_t *)t->y)[i / 2 * t->pitch + i % 2] = (int8_t)y;
+        uint8_t *at = t->mask + i / 2 * t->mask_pitch;
+        *at = (uint8_t)(*at | (y == v) << (t->bit + i % 2));
+    }
+    t->mask += 4 * t->tiles * t->mask_pitch;
+}
+
+static inline void tte_dots2_groups(const int8_t *a, const int8_t *b, const uint32_t *x, int32_t groups, int32_t sums[2]) {
+    for (int32_t i = 0; i < 2 * groups; i++, x += 2) {
+        uint32_t v = tte_load4(a + 4 * i), w = tte_load4(b + 4 * i);
+        sums[0] = tte_mac_pairs(x[1], tte_odd_bytes(v), tte_mac_pairs(x[0], tte_even_bytes(v), sums[0]));
+        sums[1] = tte_mac_pairs(x[1], tte_odd_bytes(w), tte_mac_pairs(x[0], tte_even_bytes(w), sums[1]));
+    }
+}
+
+static inline void tte_dots2_aligned(const int8_t *a, const int8_t *b, const uint32_t *x, int32_t groups, int32_t sums[2]) {
+    tte_dots2_groups(a, b, x, groups, sums);
+}
+
+static inline void tte_dense_rows(tte_dense *d) {
+    for (int32_t i = 0; i < 2 * d->row_pairs; i += 2) {
+        int32_t sums[2] = {d->start[i], d->start[i + 1]};
+        tte_dots2_groups(d->w + i * d->pitch, d->w + (i + 1) * d->pitch, d->x, d->groups, sums);
+        for (int32_t j = 0; j < 2; j++) {
+            int32_t high = (int32_t)((int64_t)sums[j] * d->m >> 32);
+            d->y[i + j] = (int8_t)tte_saturate8((high + d->offset) >> d->right);
+        }
     }
 }
 
@@ -275,6 +335,15 @@ static inline void tte_pack_columns_groups(const int8_t *w, int32_t groups, int3
             const int8_t *a = w + i / 2 * pitch + i % 2;
             panel[i] = tte_pair(a[0], a[2 * pitch]);
             second[i] = tte_pair(a[2], a[2 * pitch + 2]);
+        }
+    }
+}
+
+static inline void tte_pack_pixels_groups(const int8_t *const row[4], int32_t groups, uint32_t add, uint32_t *panel, int32_t stride) {
+    for (int32_t g = 0; g < groups; g++, panel += stride / 4) {
+        for (int i = 0; i < 8; i++) {
+            int32_t column = 4 * g + i % 4, zero = tte_low(add);
+            panel[i] = tte_pair(row[i / 4][column] + zero, row[i / 4 + 2][column] + zero);
         }
     }
 }
@@ -329,6 +398,45 @@ static inline uint32_t *tte_pack2(const int8_t *a, const int8_t *b, int32_t n, u
     return panel + (n % 4 + 1) / 2 * 2;
 }
 
+/* One row, less `zero`, as pairs; gives their end. */
+static inline uint32_t *tte_pack1(const int8_t *row, int32_t n, int32_t zero, uint32_t *panel) {
+    const uint32_t add = tte_pair(-zero, -zero);
+    for (; n >= 4; n -= 4, row += 4, panel += 2) {
+        uint32_t v = tte_load4(row);
+        panel[0] = tte_add_even_bytes(add, v);
+        panel[1] = tte_add_odd_bytes(add, v);
+    }
+    if (n == 0) return panel;
+    tte_pack_rest(row, n, -zero, panel, 1);
+    return panel + (n + 1) / 2;
+}
+
+/* Adds to two sums the products of two rows of n bytes with pairs of x; gives the end of x. */
+static inline const uint32_t *tte_dots2(const int8_t *a, const int8_t *b, const uint32_t *x, int32_t n, int32_t sums[2]) {
+    if (n >= 8) {
+        if ((((uintptr_t)a | (uintptr_t)b) & 3) == 0) tte_dots2_aligned(a, b, x, n / 8, sums);
+        else tte_dots2_groups(a, b, x, n / 8, sums);
+    }
+    int32_t at = n / 8 * 8;
+    x += n / 8 * 4;
+    for (; at < n; at += 4) {
+        uint32_t v[2] = {0}, w[2] = {0};
+        int32_t rest = tte_imin(4, n - at);
+        if (rest == 4) {
+            (void)tte_pack1(a + at, 4, 0, v);
+            (void)tte_pack1(b + at, 4, 0, w);
+        } else {
+            tte_pack_rest(a + at, rest, 0, v, 1);
+            tte_pack_rest(b + at, rest, 0, w, 1);
+        }
+        for (int32_t i = 0; i < tte_pairs(rest); i++, x++) {
+            sums[0] = tte_mac_pairs(*x, v[i], sums[0]);
+            sums[1] = tte_mac_pairs(*x, w[i], sums[1]);
+        }
+    }
+    return x;
+}
+
 /* Runs of n errors of four rows, each times its factor (paired like the bytes), as a panel; gives the panel's end. */
 static inline uint32_t *tte_pack4_scaled(const int8_t *const row[4], int32_t n, const int32_t *factors, uint32_t *panel) {
     const uint32_t *f = (const uint32_t *)factors;
@@ -367,6 +475,23 @@ static inline void tte_pack_columns(const int8_t *w, int32_t columns, int32_t n,
     for (int32_t c = 0; n > 0 && c < 4; c++) tte_pack_column(w + tte_imin(c, columns - 1), n, pitch, c < 2 ? panel : second, c % 2);
 }
 
+/* `rows` (1 to 4) rows of n columns, less `zero`, as tiles of four columns, `stride` bytes apart; the pairs are those of
+ * `rows` more bytes of a run. Columns beyond n repeat the last. */
+static inline void tte_pack_pixels(const int8_t *const row[4], int32_t rows, int32_t n, int32_t zero, uint32_t *panel, int32_t stride) {
+    int32_t column = 0;
+    if (rows == 4 && n >= 4) {
+        tte_pack_pixels_groups(row, n / 4, tte_pair(-zero, -zero), panel, stride);
+        column = n / 4 * 4;
+    }
+    for (; column < (n + 3) / 4 * 4; column++) {
+        uint32_t *to = panel + column / 4 * (stride / 4) + column % 4;
+        int32_t v[4] = {0};
+        for (int32_t i = 0; i < rows; i++) v[i] = row[i][tte_imin(column, n - 1)] - zero;
+        to[0] = rows == 2 ? tte_pair(v[0], v[1]) : tte_pair(v[0], v[2]);
+        if (rows > 2) to[4] = tte_pair(v[1], v[3]);
+    }
+}
+
 /* A row of a window: `taps` taps of `size` bytes each, `dilation` columns apart, the first in column `left` of a row of
  * `width` columns (0: a row outside). What lies outside counts as `zero`; `scratch` holds a row that had to be put together. */
 static inline const int8_t *tte_window_row(const int8_t *row, int32_t width, int32_t size, int32_t left, int32_t taps,
@@ -378,6 +503,127 @@ static inline const int8_t *tte_window_row(const int8_t *row, int32_t width, int
         if (ix >= 0 && ix < width) memcpy(scratch + kx * size, row + ix * size, (uint32_t)size);
     }
     return scratch;
+}
+
+/* ---- Depthwise convolution -------------------------------------------------------------------------------------------
+ *
+ * Four channels at a time are expanded to planes of int16, one after the other, each row of a plane `pitch` bytes, with
+ * zeros beside the image. Weights of a channel: bias, the three words of its scale, then rows of pairs; at stride 1 pairs
+ * from the first tap, then from the second: (0, 1), (2, 3), .. (1, 2), (3, 4) ..; at stride 2 (0, 1), (2, 3), .. (last, 0).
+ * Outputs come in tiles of two (5 and 7 taps at stride 2) or four; planes and sums are read and written as whole tiles. */
+typedef struct {
+    const int16_t *x; /* first row and column of the first window */
+    const uint32_t *weights;
+    void *y;
+    int32_t x_step, weights_step, y_step; /* bytes from channel to channel */
+    int32_t first; /* bytes of the rows of weights that are passed over */
+    int32_t rows; /* rows of the window, at most its taps */
+    int32_t pixel; /* bytes from output to output of an int8 y */
+    int32_t width, channels; /* outputs in a row, channels; at least 1 */
+    int32_t pitch;
+} tte_depthwise;
+
+enum { TTE_DEPTHWISE_HEAD = 4 }; /* words of a channel before its rows of weights */
+
+#if TTE_DSP
+_Static_assert(sizeof(tte_depthwise) == 48, "tte_dsp.S knows the layout");
+
+#define TTE_DEPTHWISE(name, taps, stride, tile) \
+    void tte_depthwise_##name##_int8(const tte_depthwise *d); \
+    void tte_depthwise_##name##_int32(const tte_depthwise *d);
+
+/* n pixels (four channels of each) of a row at x, `step` bytes apart, `add` added, to four planes, `plane` bytes apart. */
+void tte_depthwise_planes(const int8_t *x, int32_t step, int16_t *q, int32_t plane, int32_t n, uint32_t add);
+
+/* n (at least 1) sums of each of four channels, `step` bytes apart, as errors (tte_to_int8) of pixels `pixel` bytes apart. */
+void tte_depthwise_errors(const int32_t *sums, int32_t step, int32_t n, int32_t shift, int8_t *e, int32_t pixel);
+#else
+static inline int32_t tte_depthwise_sum(const tte_depthwise *d, int32_t channel, int32_t at, int32_t taps, int32_t stride) {
+    const uint32_t *w = d->weights + channel * d->weights_step / 4;
+    const int32_t words = stride == 1 ? taps - 1 : (taps + 1) / 2, odd = stride == 1 && at % 2;
+    int32_t sum = (int32_t)w[0];
+    w += TTE_DEPTHWISE_HEAD + d->first / 4;
+    for (int32_t row = 0; row < d->rows; row++, w += words) {
+        const int16_t *x = d->x + (channel * d->x_step + row * d->pitch) / 2 + at * stride;
+        for (int32_t i = 0; i < taps; i++) {
+            int32_t j = i - odd;
+            uint32_t pair = j < 0 ? w[0] : w[odd * (taps / 2) + j / 2];
+            if (stride == 1 && !odd && i == taps - 1) pair = w[words - 1], j = 1;
+            sum = tte_wrap_add(sum, x[i] * (j < 0 || j % 2 == 0 ? tte_low(pair) : tte_high(pair)));
+        }
+    }
+    return sum;
+}
+
+static inline void tte_depthwise_int8(const tte_depthwise *d, int32_t taps, int32_t stride) {
+    for (int32_t c = 0; c < d->channels; c++) {
+        const int32_t *head = (const int32_t *)d->weights + c * d->weights_step / 4;
+        const tte_scale q = {head[1], head[2], head[3]};
+        int8_t *y = (int8_t *)d->y + c * d->y_step;
+        for (int32_t i = 0; i < d->width; i++)
+            y[i * d->pixel] = (int8_t)tte_saturate8(tte_rescale(tte_depthwise_sum(d, c, i, taps, stride), &q));
+    }
+}
+
+static inline void tte_depthwise_int32(const tte_depthwise *d, int32_t taps, int32_t stride, int32_t tile) {
+    for (int32_t c = 0; c < d->channels; c++) {
+        int32_t *y = (int32_t *)d->y + c * d->y_step / 4;
+        for (int32_t i = 0; i < (d->width + tile - 1) / tile * tile; i++) y[i] = tte_depthwise_sum(d, c, i, taps, stride);
+    }
+}
+
+#define TTE_DEPTHWISE(name, taps, stride, tile) \
+    static inline void tte_depthwise_##name##_int8(const tte_depthwise *d) { tte_depthwise_int8(d, taps, stride); } \
+    static inline void tte_depthwise_##name##_int32(const tte_depthwise *d) { tte_depthwise_int32(d, taps, stride, tile); }
+
+static inline void tte_depthwise_planes(const int8_t *x, int32_t step, int16_t *q, int32_t plane, int32_t n, uint32_t add) {
+    for (int32_t i = 0; i < n; i++, x += step) {
+        for (int32_t c = 0; c < 4; c++) q[c * plane / 2 + i] = (int16_t)(x[c] + tte_low(add));
+    }
+}
+
+static inline void tte_depthwise_errors(const int32_t *sums, int32_t step, int32_t n, int32_t shift, int8_t *e, int32_t pixel) {
+    for (int32_t i = 0; i < n; i++, e += pixel) {
+        for (int32_t c = 0; c < 4; c++) e[c] = tte_to_int8(sums[c * step / 4 + i], shift);
+    }
+}
+#endif
+TTE_DEPTHWISE(3_1, 3, 1, 4)
+TTE_DEPTHWISE(3_2, 3, 2, 4)
+TTE_DEPTHWISE(5_1, 5, 1, 4)
+TTE_DEPTHWISE(5_2, 5, 2, 2)
+TTE_DEPTHWISE(7_1, 7, 1, 4)
+TTE_DEPTHWISE(7_2, 7, 2, 2)
+
+/* `taps` weights of one channel (factor times each) as a row of pairs; `step` may be negative, which turns them round. */
+static inline uint32_t *tte_depthwise_weights(const int8_t *w, int32_t step, int32_t taps, int32_t stride, int32_t factor,
+                                              uint32_t *to) {
+    int32_t v[8] = {0};
+    for (int32_t i = 0; i < taps; i++) v[i] = w[i * step] * factor;
+    for (int32_t i = 0; i + 1 < taps + (stride == 2); i += 2) *to++ = tte_pair(v[i], v[i + 1]);
+    for (int32_t i = 1; stride == 1 && i + 1 < taps; i += 2) *to++ = tte_pair(v[i], v[i + 1]);
+    return to;
+}
+
+/* Zeros in `columns` columns of n rows, `pitch` bytes apart. */
+static inline void tte_depthwise_zeros(int16_t *q, int32_t columns, int32_t n, int32_t pitch) {
+    for (int32_t i = 0; i < columns; i++) {
+        for (int32_t row = 0; row < n; row++) q[row * (pitch / 2) + i] = 0;
+    }
+}
+
+/* A row of a channel's sums, requantised; with `mask` its bits from number `bit`, both `pixel` apart. */
+static inline void tte_depthwise_finish(const int32_t *sums, int32_t n, int32_t m, int32_t shift, const int32_t *range, int8_t *y,
+                                        uint8_t *mask, uint32_t bit, int32_t pixel) {
+    const int fits = tte_scale_fits(m, shift);
+    const int32_t zero = range[0], low = range[1], high = range[2];
+    tte_scale q = {0, 0, 0};
+    if (fits) q = tte_make_scale(m, shift, zero);
+    for (int32_t i = 0; i < n; i++, y += pixel, bit += (uint32_t)pixel) {
+        int32_t v = fits ? tte_rescale(sums[i], &q) : tte_requantise_double(sums[i], m, shift) + zero;
+        if (mask) tte_set_bit(mask, bit, v >= low && v <= high);
+        *y = (int8_t)tte_clamp(v, low, high);
+    }
 }
 
 #endif

@@ -76,9 +76,8 @@ static inline int32_t tte_int8_shift(uint32_t max_abs) {
 
 /* s8(rs(acc, s)) for 0 <= s <= 25. */
 static inline int8_t tte_to_int8(int32_t acc, int32_t s) {
-    int32_t half = s ? (int32_t)1 << (s - 1) : 0;
-    int32_t v = (int32_t)(((int64_t)acc + half) >> s);
-    return (int8_t)tte_clamp(v, -127, 127);
+    int32_t half = s ? (int32_t)1 << (s - 1) : 0; /* the first bit that is shifted out rounds */
+    return (int8_t)tte_clamp((acc >> s) + ((acc & half) != 0), -127, 127);
 }
 
 /* Windows: the first tap inside the input, and the one past the last, for a window that starts at `start`. */
@@ -98,6 +97,22 @@ static inline int32_t tte_source(int32_t distance, int32_t stride, int32_t size)
 /* Shifts a 16-bit error right by the distance of two exponents before they are added. */
 static inline int32_t tte_align(int32_t v, int32_t distance) {
     return distance > 20 ? 0 : distance > 0 ? (v + (1 << (distance - 1))) >> distance : v;
+}
+
+/* The sum of two errors in units of the first, Q8: the one with the larger exponent is shifted to the other's, rounded. */
+typedef struct {
+    int32_t k, ratio, a_half, a_shift, b_half, b_shift;
+} tte_merge;
+
+static inline tte_merge tte_make_merge(int32_t ka, int32_t kb, int32_t ratio) {
+    int32_t k = ka < kb ? ka : kb;
+    int32_t a = ka - k < 21 ? ka - k : 21, b = kb - k < 21 ? kb - k : 21; /* 21 leaves nothing of 16 bits */
+    tte_merge m = {k, ratio, a ? 1 << (a - 1) : 0, a, 64 + (b ? 64 << b : 0), 7 + b};
+    return m;
+}
+
+static inline int32_t tte_merged(const tte_merge *m, int32_t a, int32_t b) {
+    return ((a * 256 + m->a_half) >> m->a_shift) + ((b * m->ratio + m->b_half) >> m->b_shift);
 }
 
 /* Stateless random numbers: equal whatever the order of the loops. */
@@ -140,6 +155,41 @@ static inline void tte_set_bit(uint8_t *bits, uint32_t i, int value) {
     bits[i >> 3] = (uint8_t)(bits[i >> 3] | value << (i & 7));
 }
 
+/* Bits 0 to 3 as four bytes, each 0 or 255. */
+static inline uint32_t tte_bytes_of_bits(uint32_t bits) {
+    uint32_t ones = (bits * 0x00204081u) & 0x01010101u;
+    return (ones << 8) - ones;
+}
+
+/* Four bytes from a multiple of four (where all buffers of the arena begin), the first in the lowest byte. */
+static inline uint32_t tte_load_word(const void *from) {
+    uint32_t v;
+    memcpy(&v, __builtin_assume_aligned(from, 4), sizeof v);
+    return v;
+}
+
+static inline void tte_store_word(void *to, uint32_t v) { memcpy(__builtin_assume_aligned(to, 4), &v, sizeof v); }
+
+/* The sums over `pixels` of four channels of e [pixels, channels], channels a multiple of four: two of them in a word, as
+ * unsigned 16-bit sums of e + 128. */
+__attribute__((unused, noinline)) static void tte_column_sums4(const int8_t *e, int32_t pixels, int32_t channels, int32_t *sums) {
+    memset(sums, 0, 4 * sizeof *sums);
+    while (pixels > 0) {
+        int32_t count = pixels < 257 ? pixels : 257;
+        uint32_t even = 0, odd = 0;
+        for (int32_t p = 0; p < count; p++, e += channels) {
+            uint32_t v = tte_load_word(e) ^ 0x80808080u;
+            even += v & 0x00ff00ff;
+            odd += v >> 8 & 0x00ff00ff;
+        }
+        sums[0] += (int32_t)(even & 0xffff) - 128 * count;
+        sums[1] += (int32_t)(odd & 0xffff) - 128 * count;
+        sums[2] += (int32_t)(even >> 16) - 128 * count;
+        sums[3] += (int32_t)(odd >> 16) - 128 * count;
+        pixels -= count;
+    }
+}
+
 /* Residuals of four bits, two's complement, low nibble first. */
 static inline int32_t tte_get_nibble(const uint8_t *r, uint32_t i) {
     int32_t v = r[i >> 1] >> (4 * (i & 1)) & 15;
@@ -151,10 +201,57 @@ static inline void tte_set_nibble(uint8_t *r, uint32_t i, int32_t v) {
     r[i >> 1] = (uint8_t)((r[i >> 1] & ~(15 << shift)) | (v & 15) << shift);
 }
 
-/* The step of one weight in Q16 of its least significant bit: A * m * 2^(t - k + 1), clamped to 2^23. */
+/* The step of a weight (or bias) is A * m * 2^-(shift + 17), rounded and clamped: what an output channel's weights share. */
+typedef struct {
+    int32_t m, shift;
+} tte_step;
+
+/* Steps A * m * 2^(t - k + 1), m reduced by the learning rate: of weights, in Q16 of their least significant bit. */
+static inline tte_step tte_make_step(int32_t m, int32_t t, int32_t k, uint32_t learning_rate) {
+    tte_step q = {(int32_t)((uint32_t)m * learning_rate >> 15), k - t - 18};
+    if (q.shift > 30) q.shift = 30; /* nothing is left */
+    return q;
+}
+
+/* The same for biases, in Q8 of theirs. */
+static inline tte_step tte_make_bias_step(int32_t m, int32_t t, int32_t k, uint32_t learning_rate) {
+    return tte_make_step(m, t - 8, k, learning_rate);
+}
+
+/* floor(a * m / 2^16), 0 <= m < 2^15. */
+static inline int32_t tte_mul_shift16(int32_t a, int32_t m) {
+#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__)
+    int32_t r;
+    __asm__("smulwb %0, %1, %2" : "=r"(r) : "r"(a), "r"(m));
+    return r;
+#else
+    return (a >> 16) * m + (int32_t)(((uint32_t)a & 0xffff) * (uint32_t)m >> 16);
+#endif
+}
+
+/* The step for the sum a, clamped to 2^23. Halves of halves: no bit that rounds is lost, and nothing passes 32 bits. */
+static inline int32_t tte_step_of_weight(int32_t a, const tte_step *q) {
+    if (q->shift < 0) return (int32_t)tte_clamp64(tte_round_shift((int64_t)a * q->m, q->shift + 17), -(1 << 23), 1 << 23);
+    int32_t d = ((tte_mul_shift16(a, q->m) >> q->shift) + 1) >> 1;
+    if ((uint32_t)d + (1u << 23) > 1u << 24) d = d < 0 ? -(1 << 23) : 1 << 23;
+    return d;
+}
+
+/* The step of a bias, clamped to 2^30. */
+static inline int32_t tte_step_of_bias(int32_t sum, const tte_step *q) {
+    if (q->shift < 0) return (int32_t)tte_clamp64(tte_round_shift((int64_t)sum * q->m, q->shift + 17), -(1 << 30), 1 << 30);
+    return ((tte_mul_shift16(sum, q->m) >> q->shift) + 1) >> 1;
+}
+
+/* The same at once. */
 static inline int32_t tte_weight_step(int32_t a, int32_t m, int32_t t, int32_t k, uint32_t learning_rate) {
-    int32_t scaled = (int32_t)((int64_t)m * learning_rate >> 15);
-    return (int32_t)tte_clamp64(tte_round_shift((int64_t)a * scaled, k - t - 1), -(1 << 23), 1 << 23);
+    tte_step q = tte_make_step(m, t, k, learning_rate);
+    return tte_step_of_weight(a, &q);
+}
+
+static inline int32_t tte_bias_step(int32_t sum, int32_t m, int32_t t, int32_t k, uint32_t learning_rate) {
+    tte_step q = tte_make_bias_step(m, t, k, learning_rate);
+    return tte_step_of_bias(sum, &q);
 }
 
 /* Adds a step to the held sum of a batch, saturating. */
@@ -165,19 +262,50 @@ static inline int32_t tte_hold(int32_t held, int32_t d) {
 /* Applies step d to a weight, rounding `d + u` down; gives the new weight. */
 static inline int32_t tte_apply(int32_t w, int32_t d, int32_t u) { return tte_clamp(w - ((d + u) >> 16), -127, 127); }
 
-/* The same with a residual of `bits` bits: `move` is the step in units of 2^-bits of a weight step. */
+/* The same with a residual of `bits` bits: `move` is the step in units of 2^-bits of a weight step. With half a weight step
+ * added, weight and residual are the upper and the lower bits of one number. */
 static inline int32_t tte_apply_residual(int32_t w, int32_t *residual, int32_t move, int32_t bits) {
-    int32_t half = 1 << (bits - 1);
-    int32_t total = tte_clamp(w * (1 << bits) + *residual - move, -127 * (1 << bits) - half, 127 * (1 << bits) + half - 1);
-    int32_t next = tte_clamp((total + half) >> bits, -127, 127);
-    *residual = tte_clamp(total - next * (1 << bits), -half, half - 1);
-    return next;
+    int32_t one = 1 << bits, half = one >> 1;
+    int32_t both = tte_clamp(w * one + *residual + half - move, -127 * one, 127 * one + one - 1);
+    *residual = (both & (one - 1)) - half;
+    return both >> bits;
 }
 
-/* The step of one bias in Q8 of its least significant bit. */
-static inline int32_t tte_bias_step(int32_t sum, int32_t m, int32_t t, int32_t k, uint32_t learning_rate) {
-    int32_t scaled = (int32_t)((int64_t)m * learning_rate >> 15);
-    return (int32_t)tte_clamp64(tte_round_shift((int64_t)sum * scaled, k - t + 7), -(1 << 30), 1 << 30);
+/* The same for a residual of four bits as it is stored, less its sign: `r` is it plus 8; gives weight and r in one number. */
+static inline int32_t tte_apply_nibble(int32_t w, int32_t r, int32_t d, uint32_t u) {
+    int32_t both = tte_clamp(w * 16 + r - ((d + (int32_t)(u & 4095)) >> 12), -2048, 2047);
+    return both < -2032 ? -2032 : both;
+}
+
+/* Applies steps to `count` weights with residuals of four bits, from number `at` on. Their random numbers are those of their
+ * places in the whole tensor: at ..., or, where `channel` is given, index + channel[0] ... */
+__attribute__((unused, noinline)) static void tte_apply_steps4(int8_t *w, uint8_t *residual, const int32_t *d, int32_t at,
+                                                               int32_t count, uint32_t key, int32_t index,
+                                                               const uint16_t *channel) {
+    const int32_t *end = d + count;
+    w += at;
+    while (d < end) {
+        uint8_t *r = residual + (at >> 1);
+        if (!channel && !(at & 1) && end - d > 1 && d[0] && d[1]) { /* one random number, one byte of residuals */
+            uint32_t u = tte_hash(key + ((uint32_t)at >> 1));
+            int32_t old = *r ^ 0x88;
+            int32_t low = tte_apply_nibble(w[0], old & 15, d[0], u), high = tte_apply_nibble(w[1], old >> 4, d[1], u >> 16);
+            w[0] = (int8_t)(low >> 4);
+            w[1] = (int8_t)(high >> 4);
+            *r = (uint8_t)(((low & 15) | (high & 15) << 4) ^ 0x88);
+            d += 2, w += 2, at += 2;
+            continue;
+        }
+        if (*d) {
+            int32_t shift = 4 * (at & 1), old = (*r >> shift & 15) ^ 8;
+            uint32_t place = channel ? (uint32_t)(index + *channel) : (uint32_t)at;
+            int32_t both = tte_apply_nibble(*w, old, *d, tte_random16(key, place));
+            *w = (int8_t)(both >> 4);
+            *r = (uint8_t)(*r ^ ((both & 15) ^ old) << shift);
+        }
+        d++, w++, at++;
+        if (channel) channel++;
+    }
 }
 
 static inline int32_t tte_imax(int32_t a, int32_t b) { return a > b ? a : b; }

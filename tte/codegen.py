@@ -321,7 +321,9 @@ class _Library:
         lines = [", ".join(map(str, flat[i : i + 24].tolist())) for i in range(0, flat.size, 24)]
         head = f"/* {about} */\n" if about else ""
         body = ",\n    ".join(lines)
-        return f"{head}const {_C_TYPES[str(data.dtype)]} {symbol}[{flat.size}] = {{\n    {body}}};"
+        # Words are read from arrays of bytes, too.
+        align = "" if data.dtype.itemsize == 4 else "_Alignas(4) "
+        return f"{head}{align}const {_C_TYPES[str(data.dtype)]} {symbol}[{flat.size}] = {{\n    {body}}};"
 
 
 def model_hash(plan: Plan) -> str:
@@ -337,5 +339,5 @@ def model_hash(plan: Plan) -> str:
 def declarations(tables: Mapping[str, str]) -> Iterable[str]:
     """`extern` lines for the constants."""
     for symbol, text in tables.items():
-        kind = text.split("*/\n")[-1].split(" ")[1]
+        kind = text.split("*/\n")[-1].split("const ")[1].split(" ")[0]
         yield f"extern const {kind} {symbol}[];"

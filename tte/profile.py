@@ -11,7 +11,7 @@ from tte import files, firmware, steps, verify
 from tte.compiler import Compiled
 from tte.device import session as sessions
 from tte.device.session import Profile
-from tte.errors import DataError
+from tte.errors import BoardError, DataError
 from tte.firmware import Project
 from tte.project import MANIFEST, STEPS
 from tte.steps import StepCost
@@ -42,7 +42,10 @@ def count(project: Project, compiled: Compiled, *, seed: int = 0) -> Counted:
         BoardError: the board has no emulator, or the counting twin does not fit it.
         ToolchainError, DeviceError: it cannot be built or run.
     """
-    built = firmware.build(project, project.env(emulated=True, profile=True))
+    env = project.env(emulated=True, profile=True)
+    if project.board.emulator and project.board.emulator.counter == "none":
+        raise BoardError("the board's emulator counts no instructions", where=project.board.name)
+    built = firmware.build(project, env)
     samples = verify.samples(compiled, seed)
     x, label, target = next(samples)
     with sessions.open_qemu(built.elf, project.board) as device:

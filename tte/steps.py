@@ -53,8 +53,10 @@ def costs(program: Program) -> tuple[StepCost, ...]:
             calls = "inference"
         found.append(_cost(index, None, calls, node, program.types(node), program.kernel(node), 1))
         if isinstance(node.op, Segment):
-            found[-1] = replace(found[-1], kernel="")
-            for i, (inner, kernel) in enumerate(zip(node.op.nodes, program.stage_kernels(node), strict=True)):
+            kernels = program.stage_kernels(node)
+            known = all(k.instructions for k in kernels)
+            found[-1] = replace(found[-1], kernel="", predicted=found[-1].predicted if known else 0)
+            for i, (inner, kernel) in enumerate(zip(node.op.nodes, kernels, strict=True)):
                 rows = node.op.type(inner.outputs[0]).shape[1]
                 found.append(_cost(index, i, calls, inner, node.op.types_of(inner), kernel, rows))
     return tuple(found)

@@ -59,11 +59,11 @@ def inspect(output: Output, model: Path) -> int:
               help="Residual kept for each weight: 4 bits, 8 bits, none (stochastic rounding alone).")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1, 65535), default=1, show_default=True, help="Samples an update sums.")
 @click.option("--head-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of a fresh head.")
-@click.option("--steps", "show_steps", is_flag=True, help="Print each step's kernel, MACs and predicted instructions.")
+@click.option("--steps-table", is_flag=True, help="Print each step's kernel, MACs and predicted instructions.")
 @click.option("--dump-ir", type=_DIR, help="Write the graph's text after each stage into this folder.")
 @command
 def build(output: Output, model: Path, board_name: str, ram: int | None, out: Path | None, dump_ir: Path | None,
-          learning_rate: float, mode: str, batch: int, show_steps: bool, **options: Any) -> int:  # fmt: skip
+          learning_rate: float, mode: str, batch: int, steps_table: bool, **options: Any) -> int:  # fmt: skip
     """Compile MODEL into firmware that learns, for a board."""
     if not 0 < learning_rate < 1000:
         raise ModelError(f"learning rate {learning_rate}", where="--learning-rate", limit="above 0, below 1000")
@@ -72,7 +72,7 @@ def build(output: Output, model: Path, board_name: str, ram: int | None, out: Pa
     chosen = Options(numerics=Numerics(learning_rate, mode, batch), **options)
     made = project.build(model, board, chosen, folder, ram=ram, dump_ir=dump_ir, say=output.say)
     show.build(output.console, made)
-    if show_steps:
+    if steps_table:
         show.steps(output.console, made.steps)
     output.result({**made.as_dict(), "folder": str(folder)})
     return 0

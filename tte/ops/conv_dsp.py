@@ -24,6 +24,8 @@ _SIZES = (
 )
 #: Largest sum of products that pairs of int16 may make, in terms of K: 127 * 255 * K < 2**31.
 _MAX_TERMS = 2**31 // (127 * 255)
+#: Right shifts beyond this would push a zero point out of 32 bits.
+_MAX_RIGHT = -22
 
 
 def shape_table(values: Mapping[str, int]) -> tuple[str, Array]:
@@ -69,13 +71,18 @@ def kernels(
     count = sum(map(pairs, split)) * g.k_h * (g.k_w if trained else 1)
     pixels = g.out_w if rings else g.out_h * g.out_w
     window = (g.k_h, g.k_w, g.stride_h, g.stride_w, g.pad_h, g.pad_w) != (1, 1, 1, 1, 0, 0) or g.in_h != g.out_h or g.in_w != g.out_w
-    if g.terms > _MAX_TERMS or pixels < 2:
+    if g.terms > _MAX_TERMS:
         return ()
+    if not window and not rings and pixels < 4:
+        found = [_dense(g, params, tables, trained, count)]
+        if pixels < 2:
+            return tuple(found)
+    else:
+        found = []
     run = g.k_w * g.in_c
     kinds = {k: params[k] for k in ("mask", "acc", "rounding")} | {"rows": rings is not None}
     kinds |= {"trained": trained > 0, "window": window}
-    plain = not params["mask"] and not params["acc"] and params["rounding"] == "double"
-    found = []
+    finish = 160 if params["acc"] or params["rounding"] != "double" else 126 if params["mask"] else 58
     for block in blocks(pixels):
         sizes = {name: int(getattr(g, name)) for name in _SIZES}
         sizes |= {k: int(params[k]) for k in ("x_zero", "y_zero", "y_min", "y_max")}
@@ -87,7 +94,7 @@ def kernels(
         workspace = 8 * count + 4 * block * count + 8 * block + scratch
         tiles, columns = -(-pixels // 4), -(-g.out_c // 2)
         times = -(-pixels // block)
-        work = tiles * columns * tile_instructions(count, 58 if plain else 160)
+        work = tiles * columns * tile_instructions(count, finish)
         work += times * columns * (5 * count + 110 + 40 * (g.k_h if window else 0))
         work += tiles * (9 * count + (4 * run * g.k_h * 5 if trained else 0) + (90 * g.k_h + 100 if window else 60))
         found.append(
@@ -101,6 +108,35 @@ def kernels(
             )
         )
     return tuple(found)
+
+
+def _dense(
+    g: Geometry, params: Mapping[str, int | str | bool], tables: Sequence[tuple[str, Array]], trained: int, count: int
+) -> Kernel:
+    """The kernel for few pixels: every weight is read once a pixel, and expanded then."""
+    kinds = {k: params[k] for k in ("mask", "acc", "rounding")} | {"trained": trained > 0}
+    sizes = {name: int(getattr(g, name)) for name in ("in_c", "out_h", "out_w", "out_c")}
+    sizes |= {k: int(params[k]) for k in ("x_zero", "y_zero", "y_min", "y_max")} | {"trained": trained, "pairs": count}
+    m, shift = dict(tables)["multiplier"], dict(tables)["shift"]
+    # One scale for the whole tensor, as converters give fully connected layers, is requantised in the inner loop.
+    uniform = bool((m == m[0]).all() and (shift == shift[0]).all() and _MAX_RIGHT <= shift[0] <= -2 and g.in_c % 8 == 0)
+    uniform &= not trained and not params["mask"] and not params["acc"] and params["rounding"] == "single"
+    uniform &= (params["y_min"], params["y_max"]) == (-128, 127)
+    kinds["uniform"] = uniform
+    if uniform:
+        sizes |= {"m": int(m[0]), "shift": int(shift[0])}
+        tables = [t for t in tables if t[0] not in ("multiplier", "shift")]
+    names, table = shape_table(sizes)
+    pixels = g.out_h * g.out_w
+    work = pixels * (g.in_c * (7 if trained else 2) + -(-g.out_c // 2) * (g.in_c // 8 * 20 + (35 if uniform else 130)))
+    return Kernel(
+        "dsp/dense",
+        {**kinds, "shape_names": names},
+        (*tables, ("shape", table)),
+        4 * count + (g.in_c if trained else 0),
+        needs="dsp",
+        instructions=work,
+    )
 
 
 def paired(values: Array) -> Array:
@@ -150,6 +186,50 @@ def input_grad_kernels(
                 {**kinds, "shape_names": names},
                 (("factors", paired(prescale)), *channel, ("shape", table)),
                 workspace,
+                needs="dsp",
+                instructions=work,
+            )
+        )
+    return tuple(found)
+
+
+def weight_update_kernels(g: Geometry, portable: Kernel, channels: int) -> tuple[Kernel, ...]:
+    """Candidates for dW with its update: pixels summed at once, and channels of x expanded at once.
+
+    Args:
+        portable: the portable kernel: its parameters and tables serve here too.
+        channels: input channels that train.
+    """
+    pixels, taps = g.out_h * g.out_w, g.k_h * g.k_w
+    params = portable.params
+    window = (g.k_h, g.k_w, g.stride_h, g.stride_w, g.pad_h, g.pad_w) != (1, 1, 1, 1, 0, 0)
+    listed = any(label == "channel" for label, _ in portable.tables)
+    kinds = {"window": window, "channels": listed} | {k: params[k] for k in ("gathered", "mode", "batch")}
+    gathers = listed and not params["gathered"]
+    every = -(-channels // 4) * 4
+    found = []
+    for block, chunk in ((16, 4), (64, 4), (64, 16), (pixels, 4), (pixels, 16), (pixels, 64), (pixels, every)):
+        if block > pixels or chunk > every:
+            continue
+        block = -(-block // 4) * 4
+        sizes = {name: int(getattr(g, name)) for name in _SIZES} | {"block": block, "chunk": chunk}
+        names, table = shape_table({**sizes, "x_zero": int(params["x_zero"]), "channels": channels, "stream": int(params["stream"])})
+        depth = pairs(block)
+        workspace = 16 * depth + 4 * depth * chunk + 24 * chunk + g.in_c + (4 * chunk if gathers else 0)
+        quads, chunks, times = -(-g.out_c // 4), -(-channels // chunk), -(-pixels // block)
+        tiles = chunks * -(-min(chunk, channels) // 4) * quads * 2
+        again = quads if times > 1 else 1
+        work = times * tiles * tile_instructions(min(depth, pairs(pixels)), 14 + (40 if times > 1 else 0))
+        work += chunks * quads * (times * 120 + pixels * 7)
+        work += again * pixels * (channels * (7 if gathers else 2) + 12 * chunks)
+        work = taps * (work + g.out_c * channels * 60)
+        found.append(
+            Kernel(
+                "dsp/conv2d_weight_update",
+                {**kinds, "shape_names": names},
+                (*portable.tables, ("shape", table)),
+                workspace,
+                control=True,
                 needs="dsp",
                 instructions=work,
             )

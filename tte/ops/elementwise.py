@@ -13,6 +13,7 @@ import numpy as np
 
 from tte.fixed import I64, as_i64, quantize_multiplier, requantise
 from tte.ir import Node, TensorType
+from tte.ops.affine import Affine, fit
 from tte.ops.base import (
     Array,
     Control,
@@ -91,7 +92,17 @@ class Elementwise(Op):
             "mask": self.mask,
             "mask_bytes": (t.outs[0].elements + 7) // 8,
         }
+        if form := self.affine(t):
+            own = ("a_zero", "b_zero", "y_zero", "mask_bytes", "operator")
+            params = {k: v for k, v in params.items() if k not in own} | {
+                "a_k": form.ka, "b_k": form.kb, "c": form.c, "shift": form.shift
+            }  # fmt: skip
+            return Kernel("affine", params)
         return Kernel("elementwise", params | self.multipliers(t))
+
+    def affine(self, t: Types) -> Affine | None:
+        """The operator as one multiply-add, where that is exact."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,17 @@ class Add(Elementwise):
         a = requantise(a << LEFT_SHIFT, q["a_m"], q["a_s"])
         b = requantise(b << LEFT_SHIFT, q["b_m"], q["b_s"])
         return requantise(a + self.sign * b, q["y_m"], q["y_s"])
+
+    def affine(self, t: Types) -> Affine | None:
+        a = np.arange(-128, 128, dtype=np.int64)
+        zeros = [i.zero_point for i in t.ins]
+        wanted = self.unclamped(t, a[:, None] - zeros[0], a[None, :] - zeros[1]) + t.outs[0].zero_point
+        low, high = activation_range(self.activation, t.outs[0])
+        # One beyond each limit, so that a mask tells what is clamped.
+        wanted = np.clip(wanted, low - 1, high + 1)
+        ra, rb = (i.scale / t.outs[0].scale for i in t.ins)
+        rb *= self.sign
+        return fit(wanted, ra, rb, t.outs[0].zero_point - ra * zeros[0] - rb * zeros[1])
 
     def constraint(self, t: Types) -> str:
         if self.real_multipliers(t)[2] >= 1:

@@ -15,7 +15,7 @@ import numpy as np
 from tte.errors import ModelError
 from tte.fixed import I64, as_i64, quantize_multiplier, requantise, wrap32
 from tte.ir import Node, Shape, TensorType
-from tte.ops import conv_dsp
+from tte.ops import conv_dsp, depthwise_dsp
 from tte.ops.base import (
     Array,
     Control,
@@ -257,7 +257,7 @@ class Linear(Op):
     def _fast(self, t: Types, rings: tuple[int, int] | None) -> tuple[Kernel, ...]:
         geometry, portable = self.site(t.ins), self.kernel(t)
         if geometry.depthwise:
-            return ()
+            return depthwise_dsp.kernels(geometry, portable.params, portable.tables, self.trained, rings)
         return conv_dsp.kernels(geometry, portable.params, portable.tables, rings)
 
 

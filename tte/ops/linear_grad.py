@@ -250,6 +250,11 @@ class WeightUpdate(Update):
         template = "depthwise_weight_update" if g.depthwise else "conv2d_weight_update"
         return Kernel(template, params, tuple(tables), 4 * self.channels, control=True)
 
+    def fast_kernels(self, t: Types) -> tuple[Kernel, ...]:
+        if self.geometry.depthwise:
+            return ()
+        return conv_dsp.weight_update_kernels(self.geometry, self.kernel(t), self.channels)
+
 
 def apply_step(mode: str, w: Array, residual: Array | None, d: I64, u: I64) -> list[I64]:
     """The new weights (and residuals) after a step `d` in Q16 of one weight step, `u` 16 random bits each."""

@@ -1,0 +1,165 @@
+"""Kernels of DEPTHWISE_CONV_2D for cores with SIMD instructions: four channels at a time in planes of int16, whose
+neighbours are multiplied in pairs (see templates/tte_dsp.h).
+
+Candidates differ in what is expanded at once: all rows or as many as the window has, all columns or a part of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tte.ops.base import Array, Kernel
+from tte.ops.conv_dsp import shape_table
+
+if TYPE_CHECKING:
+    from tte.ops.linear import Geometry
+
+#: Outputs of a tile, and instructions for a tile's row of the window and for the rest of a tile, by taps and stride.
+_TILES = {(3, 1): (4, 11, 34), (3, 2): (4, 11, 37), (5, 1): (4, 16, 37), (5, 2): (2, 9, 24), (7, 1): (4, 21, 37), (7, 2): (2, 11, 24)}
+#: Words of a channel before its rows of weights.
+_HEAD = 4
+_FULL = {"y_min": -128, "y_max": 127}
+#: Fewest outputs of a part of a row.
+_SMALLEST = 8
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop over outputs of one channel (`tte_depthwise_*`).
+
+    Attributes:
+        taps, stride: of the window, which is square.
+    """
+
+    taps: int
+    stride: int
+
+    @property
+    def tile(self) -> int:
+        return _TILES[self.taps, self.stride][0]
+
+    @property
+    def words(self) -> int:
+        """Words of a row of weights."""
+        return self.taps - 1 if self.stride == 1 else (self.taps + 1) // 2
+
+    def rounded(self, width: int) -> int:
+        """Outputs of whole tiles."""
+        return -(-width // self.tile) * self.tile
+
+    def pitch(self, width: int) -> int:
+        """Bytes of a row of a plane."""
+        return ((self.rounded(width) - 1) * self.stride + self.taps + 1) // 2 * 4
+
+    def weights(self, rows: int) -> int:
+        """Bytes of four channels' weights."""
+        return 16 * (_HEAD + rows * self.words)
+
+    def instructions(self, width: int, rows: float, sums: bool = False) -> float:
+        """Of one row of outputs of one channel.
+
+        Args:
+            rows: of the window that lie inside.
+            sums: they stay int32.
+        """
+        tile, row, rest = _TILES[self.taps, self.stride]
+        return 24 + -(-width // tile) * (rows * row + (10 if sums else rest))
+
+
+def _parts(width: int, tile: int) -> Iterator[int]:
+    """Widths worth expanding at once: the whole row, a half, and so on."""
+    yield width
+    while width > _SMALLEST:
+        width = max(_SMALLEST, -(-(-(-width // 2)) // tile) * tile)
+        yield width
+
+
+def _expand(width: int, lines: float) -> float:
+    """Instructions that expand rows of four channels."""
+    return lines * (45 + 6.2 * width)
+
+
+def rows_inside(size: int, outputs: int, taps: int, stride: int, pad: int) -> float:
+    """Rows of a window that lie inside, on average."""
+    inside = (sum(0 <= o * stride - pad + k < size for k in range(taps)) for o in range(outputs))
+    return sum(inside) / outputs
+
+
+def fits(g: Geometry) -> bool:
+    """Whether there are kernels for it."""
+    return (
+        (g.k_w, g.stride_w) in _TILES
+        and (g.k_h, g.stride_h) == (g.k_w, g.stride_w)
+        and (g.dil_h, g.dil_w) == (1, 1)
+        and g.multiplier == 1
+        and g.in_c >= 4
+    )
+
+
+def _ascending(trained: Sequence[int]) -> bool:
+    return list(trained) == sorted(trained)
+
+
+def kernels(
+    g: Geometry,
+    params: Mapping[str, int | str | bool],
+    tables: Sequence[tuple[str, Array]],
+    trained: Sequence[int],
+    rings: tuple[int, int] | None = None,
+) -> tuple[Kernel, ...]:
+    """Candidates for the forward pass.
+
+    Args:
+        params, tables: of the portable kernel.
+        trained: channels in the trained slice of the weights; empty: one tensor.
+        rings: rows that the buffers of input and output hold, for the kernel of one row.
+    """
+    if not fits(g) or params["acc"] or params["rounding"] != "double" or not _ascending(trained):
+        return ()
+    by_name = dict(tables)
+    short = (by_name["multiplier"] >= 1 << 30) & (by_name["shift"] <= -1) & (by_name["shift"] >= -22)
+    full = all(params[k] == v for k, v in _FULL.items())
+    mask = bool(params["mask"])
+    sums = mask or not full or not short.all()
+    loop = Loop(g.k_w, g.stride_w)
+    kinds = {"k": loop.taps, "stride": loop.stride, "tile": loop.tile, "words": loop.words}
+    kinds |= {"rows": rings is not None, "mask": mask, "trained": bool(trained), "sums": sums}
+    sizes = {name: int(getattr(g, name)) for name in ("in_h", "in_w", "in_c", "out_h", "out_w", "pad_h", "pad_w")}
+    # The last three stand together: `tte_depthwise_finish` takes their address.
+    sizes |= {name: int(params[name]) for name in ("x_zero", "y_zero", "y_min", "y_max")}
+    if rings:
+        sizes |= {"x_ring": rings[0], "y_ring": rings[1]}
+    if trained:
+        sizes["trained"] = len(trained)
+    inside = rows_inside(g.in_h, g.out_h, g.k_h, g.stride_h, g.pad_h)
+    out_h, groups = (1 if rings else g.out_h), -(-g.in_c // 4)
+    found = []
+    for held in (g.k_h,) if rings or g.in_h <= g.k_h else (g.k_h, g.in_h):
+        rolls = not rings and held < g.in_h
+        table_rows = 2 * g.k_h - 1 if rolls else g.k_h
+        for chunk in _parts(g.out_w, loop.tile):
+            held = min(held, max(g.in_h, 1))
+            workspace = loop.weights(table_rows) + 4 * held * loop.pitch(chunk) + (16 * loop.rounded(chunk) if sums else 0)
+            names, table = shape_table({**sizes, "held": held, "chunk": chunk})
+            work = 0.0
+            for start in range(0, g.out_w, chunk):
+                width = min(chunk, g.out_w - start)
+                lines = inside if rings else g.in_h
+                per_group = 4 * (60 + table_rows * (9 + 4 * loop.taps)) + _expand(width * loop.stride, lines)
+                per_row = 4 * loop.instructions(width, g.k_h if rolls else inside, sums and (mask or not full)) + 50
+                if sums and (mask or not full):
+                    per_row += 4 * (40 + width * (28 if mask else 14))
+                work += groups * (per_group + out_h * per_row) + 60 + 8 * 4 * held
+            found.append(
+                Kernel(
+                    "dsp/depthwise_conv2d",
+                    {**kinds, "shape_names": names},
+                    (*tables, ("shape", table)),
+                    workspace,
+                    needs="dsp",
+                    instructions=round(work),
+                )
+            )
+    return tuple(found)
