@@ -888,6 +888,130 @@ function tte_depthwise_planes
     one_pixel
 5:  pop     {r4-r12, pc}
 
+    /* A pair of taps of four channels, r6 and r7 (b), behind the weights of each. */
+    .macro store_taps
+    pkhbt   r8, r6, r7, lsl #16
+    pkhtb   r7, r7, r6, asr #16
+    sxtb16  r6, r8
+    str     r6, [r2], #4
+    sxtb16  r6, r8, ror #8
+    str     r6, [r3], #4
+    sxtb16  r6, r7
+    str     r6, [r4], #4
+    sxtb16  r6, r7, ror #8
+    str     r6, [r5], #4
+    .endm
+
+/* r0 w, r1 bytes from tap to tap, r2 weights of the first channel, r3 bytes to the next, sp+0 taps, sp+4 stride. */
+function tte_depthwise_pairs
+    push    {r4-r11, lr}
+    add     r4, r2, r3, lsl #1
+    add     r5, r4, r3
+    add     r3, r2
+    ldrd    lr, r9, [sp, #36]           /* rows left, stride */
+    mul     r12, lr, r1                 /* bytes of a row */
+1:  mov     r11, r0
+    ldr     r10, [sp, #36]
+    lsr     r10, #1
+2:  ldr     r6, [r11]
+    ldr     r7, [r11, r1]
+    add     r11, r11, r1, lsl #1
+    store_taps
+    subs    r10, #1
+    bne     2b
+    cmp     r9, #1
+    bne     4f
+    add     r11, r0, r1
+    ldr     r10, [sp, #36]
+    lsr     r10, #1
+3:  ldr     r6, [r11]
+    ldr     r7, [r11, r1]
+    add     r11, r11, r1, lsl #1
+    store_taps
+    subs    r10, #1
+    bne     3b
+    b       5f
+4:  ldr     r6, [r11]
+    mov     r7, #0
+    store_taps
+5:  add     r0, r12
+    subs    lr, #1
+    bne     1b
+    pop     {r4-r11, pc}
+
+    /* A sum of one channel at \at, requantised, in \v; the channels' scales are read one after the other at r7. */
+    .macro rescale_masked v, at:vararg
+    ldr     \v, [\at]
+    ldm     r7!, {r8-r10}
+    smmlar  \v, \v, r8, \v
+    add     \v, \v, \v, asr #31
+    qadd    \v, \v, r9
+    asr     \v, \v, r10
+    .endm
+
+/* r0 sums of four channels, r1 bytes from channel to channel, r2 outputs, r3 weights of the first, sp+0 bytes to the next,
+ * sp+4 y, sp+8 bytes from output to output, sp+12 mask, sp+16 number of the first bit. */
+function tte_depthwise_masked
+    push    {r4-r11, lr}
+    sub     sp, #52
+    ldr     r4, [sp, #88]
+    mov     r5, #0x00040000
+    orr     r5, #1
+    str     r5, [sp, #48]
+    add     lr, r3, #4
+    mov     r12, sp
+    ldm     lr, {r8-r10}
+    stm     r12!, {r8-r10}
+    add     lr, lr, r4, lsl #1
+    ldm     lr, {r8-r10}
+    stm     r12!, {r8-r10}
+    sub     lr, r4
+    ldm     lr, {r8-r10}
+    stm     r12!, {r8-r10}
+    add     lr, lr, r4, lsl #1
+    ldm     lr, {r8-r10}
+    stm     r12!, {r8-r10}
+    ldrd    r3, r4, [sp, #92]           /* y, output to output */
+    ldrd    r5, r6, [sp, #100]          /* mask, bit */
+1:  mov     r7, sp
+    rescale_masked r11, r0
+    rescale_masked r12, r0, r1, lsl #1
+    pkhbt   r11, r11, r12, lsl #16      /* channels 0 and 2 */
+    rescale_masked r12, r0, r1
+    add     lr, r0, r1, lsl #1
+    rescale_masked lr, lr, r1
+    pkhbt   r12, r12, lr, lsl #16       /* channels 1 and 3 */
+    add     r0, #4
+    ssat16  r8, #8, r11
+    ssat16  r9, #8, r12
+    eor     r11, r8
+    eor     r12, r9
+    mvn     lr, #0
+    mov     r10, #0
+    ldr     r7, [r7]                    /* the bits of channels 0 and 2 */
+    uadd16  r11, r11, lr                /* a carry where it was clipped */
+    sel     r11, r10, r7
+    uadd16  r12, r12, lr
+    sel     r12, r10, r7
+    orr     r11, r11, r12, lsl #1
+    orr     r11, r11, r11, lsr #16
+    uxtb16  r8, r8
+    uxtb16  r9, r9
+    orr     r8, r8, r9, lsl #8
+    str     r8, [r3]
+    add     r3, r4
+    lsr     r8, r6, #3
+    ldrb    r9, [r5, r8]
+    and     r10, r6, #7
+    lsl     r11, r11, r10
+    orr     r9, r11
+    strb    r9, [r5, r8]
+    add     r6, r4
+    subs    r2, #1
+    bne     1b
+    add     sp, #52
+    pop     {r4-r11, pc}
+
 /* r0 sums of four channels, r1 bytes from channel to channel, r2 outputs, r3 shift, sp+0 e, sp+4 bytes from pixel to pixel. */
 function tte_depthwise_errors
     push    {r4-r12, lr}

@@ -492,6 +492,35 @@ static inline void tte_pack_pixels(const int8_t *const row[4], int32_t rows, int
     }
 }
 
+/* Sizes of a windowed product, in the order of the kernels' tables. */
+enum { TTE_IN_H, TTE_IN_W, TTE_IN_C, TTE_OUT_H, TTE_OUT_W, TTE_OUT_C, TTE_K_H, TTE_K_W, TTE_STRIDE_H, TTE_STRIDE_W, TTE_DIL_H, TTE_DIL_W };
+
+static inline void tte_copy_bytes(int8_t *to, const int8_t *from, int32_t n) {
+    for (; n >= 4; n -= 4, to += 4, from += 4) tte_store4(to, tte_load4(from));
+    for (; n > 0; n--) *to++ = *from++;
+}
+
+/* A whole window [K_H, K_W, IN_C] put together, whose first tap is at (top, left) of x; what lies outside is `zero`.
+ * ring: rows that the buffer of x holds; 0: all. */
+static inline void tte_window(const int8_t *x, int32_t ring, const int32_t *shape, int32_t top, int32_t left, int32_t zero, int8_t *to) {
+    const int32_t size = shape[TTE_IN_C], run = shape[TTE_K_W] * size, width = shape[TTE_IN_W];
+    const int whole = shape[TTE_DIL_W] == 1 && left >= 0 && left + shape[TTE_K_W] <= width;
+    for (int32_t ky = 0; ky < shape[TTE_K_H]; ky++, to += run) {
+        const int32_t iy = top + ky * shape[TTE_DIL_H];
+        const int inside = iy >= 0 && iy < shape[TTE_IN_H];
+        const int8_t *row = x + (inside && ring ? iy % ring : iy) * width * size;
+        if (inside && whole) {
+            tte_copy_bytes(to, row + left * size, run);
+            continue;
+        }
+        memset(to, zero, (uint32_t)run);
+        for (int32_t kx = 0; inside && kx < shape[TTE_K_W]; kx++) {
+            const int32_t ix = left + kx * shape[TTE_DIL_W];
+            if (ix >= 0 && ix < width) tte_copy_bytes(to + kx * size, row + ix * size, size);
+        }
+    }
+}
+
 /* A row of a window: `taps` taps of `size` bytes each, `dilation` columns apart, the first in column `left` of a row of
  * `width` columns (0: a row outside). What lies outside counts as `zero`; `scratch` holds a row that had to be put together. */
 static inline const int8_t *tte_window_row(const int8_t *row, int32_t width, int32_t size, int32_t left, int32_t taps,
@@ -525,6 +554,16 @@ typedef struct {
 
 enum { TTE_DEPTHWISE_HEAD = 4 }; /* words of a channel before its rows of weights */
 
+/* `taps` weights of one channel (factor times each) as a row of pairs; `step` may be negative, which turns them round. */
+static inline uint32_t *tte_depthwise_weights(const int8_t *w, int32_t step, int32_t taps, int32_t stride, int32_t factor,
+                                              uint32_t *to) {
+    int32_t v[8] = {0};
+    for (int32_t i = 0; i < taps; i++) v[i] = w[i * step] * factor;
+    for (int32_t i = 0; i + 1 < taps + (stride == 2); i += 2) *to++ = tte_pair(v[i], v[i + 1]);
+    for (int32_t i = 1; stride == 1 && i + 1 < taps; i += 2) *to++ = tte_pair(v[i], v[i + 1]);
+    return to;
+}
+
 #if TTE_DSP
 _Static_assert(sizeof(tte_depthwise) == 48, "tte_dsp.S knows the layout");
 
@@ -534,6 +573,14 @@ _Static_assert(sizeof(tte_depthwise) == 48, "tte_dsp.S knows the layout");
 
 /* n pixels (four channels of each) of a row at x, `step` bytes apart, `add` added, to four planes, `plane` bytes apart. */
 void tte_depthwise_planes(const int8_t *x, int32_t step, int16_t *q, int32_t plane, int32_t n, uint32_t add);
+
+/* The rows of weights of four channels, `taps` taps of `taps` rows, `step` bytes apart. */
+void tte_depthwise_pairs(const int8_t *w, int32_t step, uint32_t *to, int32_t weights_step, int32_t taps, int32_t stride);
+
+/* n (at least 1) sums of each of four channels, requantised to the whole range of int8, and the bits of those that were not
+ * clipped; `bit` and `pixel` are multiples of 4. */
+void tte_depthwise_masked(const int32_t *sums, int32_t step, int32_t n, const uint32_t *weights, int32_t weights_step, int8_t *y,
+                          int32_t pixel, uint8_t *mask, uint32_t bit);
 
 /* n (at least 1) sums of each of four channels, `step` bytes apart, as errors (tte_to_int8) of pixels `pixel` bytes apart. */
 void tte_depthwise_errors(const int32_t *sums, int32_t step, int32_t n, int32_t shift, int8_t *e, int32_t pixel);
@@ -582,6 +629,25 @@ static inline void tte_depthwise_planes(const int8_t *x, int32_t step, int16_t *
     }
 }
 
+static inline void tte_depthwise_pairs(const int8_t *w, int32_t step, uint32_t *to, int32_t weights_step, int32_t taps,
+                                       int32_t stride) {
+    for (int32_t c = 0; c < 4; c++) {
+        uint32_t *row = to + c * weights_step / 4;
+        for (int32_t ky = 0; ky < taps; ky++) row = tte_depthwise_weights(w + c + ky * taps * step, step, taps, stride, 1, row);
+    }
+}
+
+static inline void tte_depthwise_masked(const int32_t *sums, int32_t step, int32_t n, const uint32_t *weights, int32_t weights_step,
+                                        int8_t *y, int32_t pixel, uint8_t *mask, uint32_t bit) {
+    for (int32_t i = 0; i < 4 * n; i++) {
+        const int32_t c = i % 4, *head = (const int32_t *)weights + c * weights_step / 4, at = i / 4 * pixel + c;
+        const tte_scale q = {head[1], head[2], head[3]};
+        int32_t v = tte_rescale(sums[c * step / 4 + i / 4], &q);
+        tte_set_bit(mask, bit + (uint32_t)at, v == tte_saturate8(v));
+        y[at] = (int8_t)tte_saturate8(v);
+    }
+}
+
 static inline void tte_depthwise_errors(const int32_t *sums, int32_t step, int32_t n, int32_t shift, int8_t *e, int32_t pixel) {
     for (int32_t i = 0; i < n; i++, e += pixel) {
         for (int32_t c = 0; c < 4; c++) e[c] = tte_to_int8(sums[c * step / 4 + i], shift);
@@ -594,16 +660,6 @@ TTE_DEPTHWISE(5_1, 5, 1, 4)
 TTE_DEPTHWISE(5_2, 5, 2, 2)
 TTE_DEPTHWISE(7_1, 7, 1, 4)
 TTE_DEPTHWISE(7_2, 7, 2, 2)
-
-/* `taps` weights of one channel (factor times each) as a row of pairs; `step` may be negative, which turns them round. */
-static inline uint32_t *tte_depthwise_weights(const int8_t *w, int32_t step, int32_t taps, int32_t stride, int32_t factor,
-                                              uint32_t *to) {
-    int32_t v[8] = {0};
-    for (int32_t i = 0; i < taps; i++) v[i] = w[i * step] * factor;
-    for (int32_t i = 0; i + 1 < taps + (stride == 2); i += 2) *to++ = tte_pair(v[i], v[i + 1]);
-    for (int32_t i = 1; stride == 1 && i + 1 < taps; i += 2) *to++ = tte_pair(v[i], v[i + 1]);
-    return to;
-}
 
 /* Zeros in `columns` columns of n rows, `pitch` bytes apart. */
 static inline void tte_depthwise_zeros(int16_t *q, int32_t columns, int32_t n, int32_t pitch) {

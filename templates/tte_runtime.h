@@ -9,8 +9,13 @@
 
 _Static_assert((-3 >> 1) == -2, "right shifts of negative numbers must be arithmetic");
 
-/* Kernels stay functions of their own: inlined into the caller that runs the steps, they would lack registers. */
+/* Kernels stay functions of their own: inlined into the caller that runs the steps, they would lack registers. And GCC must
+ * not make copies for known addresses: of two pointers into the arena, GCC 12 for Arm then drops what is written. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define TTE_NOINLINE __attribute__((noipa))
+#else
 #define TTE_NOINLINE __attribute__((noinline))
+#endif
 
 /* What a training step can be told at run time. */
 typedef struct {
@@ -172,7 +177,7 @@ static inline void tte_store_word(void *to, uint32_t v) { memcpy(__builtin_assum
 
 /* The sums over `pixels` of four channels of e [pixels, channels], channels a multiple of four: two of them in a word, as
  * unsigned 16-bit sums of e + 128. */
-__attribute__((unused, noinline)) static void tte_column_sums4(const int8_t *e, int32_t pixels, int32_t channels, int32_t *sums) {
+__attribute__((unused)) TTE_NOINLINE static void tte_column_sums4(const int8_t *e, int32_t pixels, int32_t channels, int32_t *sums) {
     memset(sums, 0, 4 * sizeof *sums);
     while (pixels > 0) {
         int32_t count = pixels < 257 ? pixels : 257;
@@ -279,7 +284,7 @@ static inline int32_t tte_apply_nibble(int32_t w, int32_t r, int32_t d, uint32_t
 
 /* Applies steps to `count` weights with residuals of four bits, from number `at` on. Their random numbers are those of their
  * places in the whole tensor: at ..., or, where `channel` is given, index + channel[0] ... */
-__attribute__((unused, noinline)) static void tte_apply_steps4(int8_t *w, uint8_t *residual, const int32_t *d, int32_t at,
+__attribute__((unused)) TTE_NOINLINE static void tte_apply_steps4(int8_t *w, uint8_t *residual, const int32_t *d, int32_t at,
                                                                int32_t count, uint32_t key, int32_t index,
                                                                const uint16_t *channel) {
     const int32_t *end = d + count;

@@ -13,6 +13,7 @@ from tte.ir import Builder, Graph, verify
 from tte.ops.loss import Loss, MeanSquaredError, SoftmaxCrossEntropy
 from tte.passes.dead import eliminate_dead
 from tte.passes.save_channels import save_channels
+from tte.passes.settle import settle
 from tte.planner.arena import Plan, plan
 from tte.planner.check import check
 from tte.planner.order import order
@@ -108,7 +109,7 @@ def compile_model(
         forward = verify(replace_head(forward, options.classes, options.head_seed))
     dumps.append(("2-normalised", forward.text()))
     if options.update == "none":
-        program = schedule(forward, forward.outputs, target=options.target)
+        program = schedule(verify(settle(forward)), forward.outputs, target=options.target)
         result = _planned(program, options)
         return Compiled(result, forward, options, {}, "none", None, 0.0, None, tuple(dumps))
     head = find(forward)
@@ -117,7 +118,7 @@ def compile_model(
     updates = schemes.resolve(forward, scheme, head.node)
     derived = derive(forward, head, loss, updates, options.numerics)
     dumps.append(("3-derived", derived.text()))
-    training = verify(save_channels(verify(eliminate_dead(derived))))
+    training = verify(settle(verify(save_channels(verify(eliminate_dead(derived))))))
     dumps.append(("4-pruned", training.text()))
     say("planning")
     program = schedule(training, forward.outputs, (head.logits, LOSS), options.target)

@@ -12,7 +12,6 @@ from pathlib import Path
 from benchmark.cases import CASES, ROOT, Case
 from benchmark.measure import CORES, measure, tools
 from benchmark.table import Change, Figure, Table, compare, load, save
-
 from tte import toolchain
 from tte.errors import TteError
 

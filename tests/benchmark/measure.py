@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from benchmark.cases import Case
-from benchmark.table import Figure
 from tflite_builder import GraphBuilder
 
+from benchmark.cases import Case
+from benchmark.table import Figure
 from tte import board as boards
 from tte import codegen, firmware, profile, resources, toolchain
 from tte.board import Board

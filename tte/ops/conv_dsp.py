@@ -67,8 +67,10 @@ def kernels(
         rings: rows that the buffers of input and output hold, for the kernel of one row.
     """
     trained = int(params["trained"])
-    split = (trained, g.in_c - trained) if trained else (g.k_w * g.in_c,)
-    count = sum(map(pairs, split)) * g.k_h * (g.k_w if trained else 1)
+    run = g.k_w * g.in_c
+    gather = not trained and g.k_h > 1 and (run % 4 > 0 or run < 16)
+    split = (trained, g.in_c - trained) if trained else (run,)
+    count = pairs(g.k_h * run) if gather else sum(map(pairs, split)) * g.k_h * (g.k_w if trained else 1)
     pixels = g.out_w if rings else g.out_h * g.out_w
     window = (g.k_h, g.k_w, g.stride_h, g.stride_w, g.pad_h, g.pad_w) != (1, 1, 1, 1, 0, 0) or g.in_h != g.out_h or g.in_w != g.out_w
     if g.terms > _MAX_TERMS:
@@ -79,10 +81,10 @@ def kernels(
             return tuple(found)
     else:
         found = []
-    run = g.k_w * g.in_c
     kinds = {k: params[k] for k in ("mask", "acc", "rounding")} | {"rows": rings is not None}
-    kinds |= {"trained": trained > 0, "window": window}
+    kinds |= {"trained": trained > 0, "window": window, "gather": gather}
     finish = 160 if params["acc"] or params["rounding"] != "double" else 126 if params["mask"] else 58
+    tile = (4 * g.k_h * (run + 12) + 300 if gather else 200 * g.k_h + 150) if window else 60
     for block in blocks(pixels):
         sizes = {name: int(getattr(g, name)) for name in _SIZES}
         sizes |= {k: int(params[k]) for k in ("x_zero", "y_zero", "y_min", "y_max")}
@@ -90,13 +92,13 @@ def kernels(
         if rings:
             sizes |= {"x_ring": rings[0], "y_ring": rings[1]}
         names, table = shape_table(sizes)
-        scratch = (8 if trained else 4) * run if window or trained else 0
-        workspace = 8 * count + 4 * block * count + 8 * block + scratch
+        scratch = 0 if not (window or trained) else 4 * (run * g.k_h + 3) if gather else (8 if trained else 4) * run
+        workspace = 8 * count + 4 * block * count + 128 + scratch
         tiles, columns = -(-pixels // 4), -(-g.out_c // 2)
         times = -(-pixels // block)
         work = tiles * columns * tile_instructions(count, finish)
         work += times * columns * (5 * count + 110 + 40 * (g.k_h if window else 0))
-        work += tiles * (9 * count + (4 * run * g.k_h * 5 if trained else 0) + (90 * g.k_h + 100 if window else 60))
+        work += tiles * (9 * count + (4 * run * g.k_h * 5 if trained else 0) + tile)
         found.append(
             Kernel(
                 "dsp/conv2d",

@@ -22,7 +22,9 @@ _TILES = {(3, 1): (4, 11, 34), (3, 2): (4, 11, 37), (5, 1): (4, 16, 37), (5, 2):
 _HEAD = 4
 _FULL = {"y_min": -128, "y_max": 127}
 #: Fewest outputs of a part of a row.
-_SMALLEST = 8
+_SMALLEST = 4
+#: Bytes of scratch memory below which no smaller parts are worth having.
+_SMALL = 1100
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,13 @@ def kernels(
     for held in (g.k_h,) if rings or g.in_h <= g.k_h else (g.k_h, g.in_h):
         rolls = not rings and held < g.in_h
         table_rows = 2 * g.k_h - 1 if rolls else g.k_h
+        small = False
         for chunk in _parts(g.out_w, loop.tile):
             held = min(held, max(g.in_h, 1))
-            workspace = loop.weights(table_rows) + 4 * held * loop.pitch(chunk) + (16 * loop.rounded(chunk) if sums else 0)
+            workspace = loop.weights(table_rows) + 4 * held * loop.pitch(chunk) + (16 if mask else 4) * sums * loop.rounded(chunk)
+            if found and small and workspace < _SMALL:
+                continue
+            small = workspace <= _SMALL
             names, table = shape_table({**sizes, "held": held, "chunk": chunk})
             work = 0.0
             for start in range(0, g.out_w, chunk):

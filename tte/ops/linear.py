@@ -129,6 +129,10 @@ def channel_table(trained: tuple[int, ...], size: int) -> Array:
     return np.array([*trained, *frozen_channels(trained, size)], np.uint16)
 
 
+#: Mantissa and shift of 2**-22.
+SETTLED = (1 << 30, -21)
+
+
 @dataclass(frozen=True)
 class Linear(Op):
     """What the three weighted operators share.
@@ -138,12 +142,14 @@ class Linear(Op):
         mask: a second output, one bit an element: 1 where the value before clamping lay within the limits.
         acc: a further output, the int32 accumulators (the head's, for the loss).
         trained: channels of the last weight axis that lie in the trained slice; empty: the weights are one tensor.
+        settled: output channels that cannot vary, and are requantised by `SETTLED` (`tte.passes.settle`).
     """
 
     activation: str = "NONE"
     mask: bool = False
     acc: bool = False
     trained: tuple[int, ...] = ()
+    settled: tuple[int, ...] = ()
 
     #: MultiplyByQuantizedMultiplier's rounding, as measured against LiteRT.
     rounding = "double"
@@ -177,6 +183,8 @@ class Linear(Op):
         """Output multipliers, int32 mantissas and shifts [out_c]. Source: TFLite's Prepare of each operator."""
         sx, sy, scales = t.ins[0].scale, t.outs[0].scale, weight_scales(t.ins[1], self.site(t.ins).out_c)
         pairs = [quantize_multiplier(self.real_multiplier(sx, s, sy, t.ins[1])) for s in scales]
+        for channel in self.settled:
+            pairs[channel] = SETTLED
         return np.array([m for m, _ in pairs], np.int32), np.array([s for _, s in pairs], np.int8)
 
     def real_multiplier(self, sx: float, sw: float, sy: float, w: TensorType) -> float:

@@ -11,6 +11,8 @@ from tte.ops.linear_grad import InputGrad
 from tte.planner import kernels
 from tte.planner.schedule import ALIGN, Buffer, Program, buffers, live_bytes
 
+#: The fraction of the arena that scratch memory for fast kernels may add to it.
+_SLACK = 64
 #: Buffers placed in the local search from each order; the random numbers have a fixed seed, so plans are reproducible.
 _EFFORT = 15_000
 #: Times that the small buffers are filled in, from each order.
@@ -50,14 +52,14 @@ def plan(program: Program, budget: int = 0) -> Plan:
     get scratch memory that saves them instructions.
     """
     base = _placed(program)
-    limit = max(budget, base.lower_bound)
+    limit = max(budget, base.lower_bound + (base.lower_bound // _SLACK if program.target != "portable" else 0))
     # What is granted crowds the arena: where it cannot be placed within the limit, some of it goes.
     for share in (1.0, 0.95, 0.85, 0.7):
         candidate = _with_free_scratch(program, base, int(limit * share))
         if candidate is program:
             break
         better = _placed(candidate)
-        if better.arena_bytes <= max(budget, base.arena_bytes):
+        if better.arena_bytes <= max(limit, base.arena_bytes):
             return better
     return base
 

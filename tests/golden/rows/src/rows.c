@@ -32,14 +32,20 @@ static tte_control control;
 
 #ifdef TTE_TRACE
 #define TTE_STEP(i) tte_trace(i)
+#define TTE_STAGE(i) ((void)0)
 const uint8_t *rows_arena(void) { return arena; }
+#elif defined TTE_PROFILE
+#define TTE_STEP(i) tte_profile(0, i)
+#define TTE_STAGE(i) tte_profile(1, i)
 #else
 #define TTE_STEP(i) ((void)0)
+#define TTE_STAGE(i) ((void)0)
 #endif
 
 /* tensor3..tensor3, row by row.
  *   tensor0: 3 of 9 rows of 8 bytes at 48
  */
+TTE_NOINLINE
 static void rows_0(void) {
     static const uint8_t order[] = { /* which stage computes its next row */
         1, 1, 0, 1, 1, 0, 1, 1, 0, 1, 1, 0, 1, 0,
@@ -49,9 +55,11 @@ static void rows_0(void) {
         switch (order[i]) {
         case 0: /* tensor3: CONV_2D */
             conv2d_0((const int8_t *)(arena + 48), rows_data_tensor1, rows_data_tensor2, rows_data_tensor3_multiplier, rows_data_tensor3_shift, (int8_t *)(arena + AT_tensor3), row[0]);
+            TTE_STAGE(0);
             break;
         case 1: /* tensor0: from the caller */
             rows_read_row(row[1], (int8_t *)(arena + 48 + row[1] % 3 * 8));
+            TTE_STAGE(1);
             break;
         default:
             break;
@@ -64,6 +72,7 @@ static void rows_0(void) {
  *   tensor6: 1 of 5 rows of 8 bytes at 56
  *   tensor7: 2 of 5 rows of 8 bytes at 64
  */
+TTE_NOINLINE
 static void rows_1(void) {
     static const uint8_t order[] = { /* which stage computes its next row */
         0, 1, 0, 1, 2, 0, 1, 0, 1, 2,
@@ -73,12 +82,15 @@ static void rows_1(void) {
         switch (order[i]) {
         case 0: /* tensor6: DEPTHWISE_CONV_2D */
             depthwise_conv2d_0((const int8_t *)(arena + AT_tensor3), rows_data_tensor4, rows_data_tensor5, rows_data_tensor6_multiplier, rows_data_tensor3_shift, (int8_t *)(arena + 56), row[0]);
+            TTE_STAGE(0);
             break;
         case 1: /* tensor7: ADD */
-            elementwise_0((const int8_t *)(arena + AT_tensor3 + row[1] * 8), (const int8_t *)(arena + 56 + row[1] % 1 * 8), (int8_t *)(arena + 64 + row[1] % 2 * 8));
+            affine_0((const int8_t *)(arena + AT_tensor3 + row[1] * 8), (const int8_t *)(arena + 56 + row[1] % 1 * 8), (int8_t *)(arena + 64 + row[1] % 2 * 8));
+            TTE_STAGE(1);
             break;
         case 2: /* tensor8: MAX_POOL_2D */
             max_pool_0((const int8_t *)(arena + 64), (int8_t *)(arena + AT_tensor8), row[2]);
+            TTE_STAGE(2);
             break;
         default:
             break;

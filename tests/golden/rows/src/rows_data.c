@@ -2,7 +2,7 @@
 #include "rows_data.h"
 
 /* tensor1: int8[2x3x3x1] (2 scales 0.00671..0.00737 on axis 0) */
-const int8_t rows_data_tensor1[18] = {
+_Alignas(4) const int8_t rows_data_tensor1[18] = {
     -98, 49, 111, -23, -97, -103, -15, 80, 125, -17, 6, -13, 29, 77, 7, -105, 85, 100};
 
 /* tensor2: int32[2] (2 scales 0.000335..0.000369 on axis 0) */
@@ -12,11 +12,11 @@ const int32_t rows_data_tensor2[2] = {
 const int32_t rows_data_tensor3_multiplier[2] = {
     1289115193, 1416666447};
 
-const int8_t rows_data_tensor3_shift[2] = {
+_Alignas(4) const int8_t rows_data_tensor3_shift[2] = {
     -8, -8};
 
 /* tensor4: int8[1x3x3x2] (scale 0.00538222 zero point 0) */
-const int8_t rows_data_tensor4[18] = {
+_Alignas(4) const int8_t rows_data_tensor4[18] = {
     31, 30, -42, 97, 96, -106, -98, -114, -19, 100, 103, 14, -6, -28, -28, -58, 75, 73};
 
 /* tensor5: int32[2] (scale 0.000769961 zero point 0) */
@@ -29,16 +29,16 @@ const int32_t rows_data_tensor6_multiplier[2] = {
 const int32_t rows_data_tensor13_multiplier[2] = {
     1502601675, 1502601675};
 
-const int8_t rows_data_tensor13_shift[2] = {
+_Alignas(4) const int8_t rows_data_tensor13_shift[2] = {
     -7, -7};
 
 const int32_t rows_data_loss_multiplier[2] = {
     1371968317, 1371968317};
 
-const int8_t rows_data_loss_shift[2] = {
+_Alignas(4) const int8_t rows_data_loss_shift[2] = {
     1, 1};
 
-const uint16_t rows_data_loss_powers[256] = {
+_Alignas(4) const uint16_t rows_data_loss_powers[256] = {
     32768, 32679, 32591, 32503, 32415, 32327, 32240, 32153, 32066, 31979, 31893, 31806, 31720, 31635, 31549, 31464, 31379, 31294, 31209, 31125, 31041, 30957, 30873, 30790,
     30706, 30623, 30541, 30458, 30376, 30293, 30212, 30130, 30048, 29967, 29886, 29805, 29725, 29644, 29564, 29484, 29405, 29325, 29246, 29167, 29088, 29009, 28931, 28852,
     28774, 28697, 28619, 28542, 28464, 28388, 28311, 28234, 28158, 28082, 28006, 27930, 27855, 27779, 27704, 27629, 27554, 27480, 27406, 27332, 27258, 27184, 27110, 27037,
@@ -51,20 +51,20 @@ const uint16_t rows_data_loss_powers[256] = {
     18258, 18209, 18160, 18110, 18061, 18013, 17964, 17915, 17867, 17819, 17770, 17722, 17674, 17627, 17579, 17531, 17484, 17437, 17390, 17343, 17296, 17249, 17202, 17156,
     17109, 17063, 17017, 16971, 16925, 16879, 16834, 16788, 16743, 16697, 16652, 16607, 16562, 16518, 16473, 16428};
 
-const int16_t rows_data_tensor13_bias_update_step_m[2] = {
+_Alignas(4) const int16_t rows_data_tensor13_bias_update_step_m[2] = {
     23679, 23679};
 
-const int16_t rows_data_tensor13_bias_update_step_t[2] = {
+_Alignas(4) const int16_t rows_data_tensor13_bias_update_step_t[2] = {
     3, 3};
 
-const int16_t rows_data_tensor13_weight_update_step_m[2] = {
+_Alignas(4) const int16_t rows_data_tensor13_weight_update_step_m[2] = {
     23669, 23669};
 
-const int16_t rows_data_tensor13_weight_update_step_t[2] = {
+_Alignas(4) const int16_t rows_data_tensor13_weight_update_step_t[2] = {
     0, 0};
 
 /* tensor11: int8[2x2] (scale 0.00978735 zero point 0) */
-const int8_t rows_data_tensor11[4] = {
+_Alignas(4) const int8_t rows_data_tensor11[4] = {
     -127, -5, -22, -90};
 
 /* tensor12: int32[2] (scale 0.00345963 zero point 0) */

@@ -6,6 +6,7 @@
 
 /* CONV_2D, and FULLY_CONNECTED as a 1x1 convolution over its rows. x [IN_H, IN_W, IN_C], w [OUT_C, K_H, K_W, IN_C],
  * y [OUT_H, OUT_W, OUT_C]; taps outside x count as zero. Reference: tte/ops/linear.py. */
+TTE_NOINLINE
 static void conv2d_0(const int8_t *x,
                      const int8_t *w,
                      const int32_t *b, const int32_t *multiplier, const int8_t *shift,
@@ -48,6 +49,7 @@ static void conv2d_0(const int8_t *x,
 
 /* DEPTHWISE_CONV_2D. x [IN_H, IN_W, IN_C], w [K_H, K_W, OUT_C], y [OUT_H, OUT_W, OUT_C], OUT_C = IN_C * MULTIPLIER;
  * taps outside x count as zero. Reference: tte/ops/linear.py. */
+TTE_NOINLINE
 static void depthwise_conv2d_0(const int8_t *x,
                      const int8_t *w,
                      const int32_t *b, const int32_t *multiplier, const int8_t *shift,
@@ -89,32 +91,21 @@ static void depthwise_conv2d_0(const int8_t *x,
     }
 }
 
-/* ADD: a and b broadcast to y [D0, D1, D2, D3]; A0.. and B0.. are their steps, 0 where they are repeated.
- * y may be a or b where that one is not repeated. Reference: tte/ops/elementwise.py. */
-static void elementwise_0(const int8_t *a, const int8_t *b, int8_t *y) {
+/* ADD or SUB in one multiply-add, proved exact for every pair of bytes (tte/ops/affine.py): a and b broadcast to
+ * y [D0, D1, D2, D3]; A0.. and B0.. are their steps, 0 where they are repeated. y may be a or b where that one is not
+ * repeated. Reference: tte/ops/elementwise.py. */
+TTE_NOINLINE
+static void affine_0(const int8_t *a, const int8_t *b, int8_t *y) {
     enum {
-        D0 = 1, D1 = 1, D2 = 1, D3 = 8,
-        A0 = 0, A1 = 0, A2 = 0, A3 = 1,
-        B0 = 0, B1 = 0, B2 = 0, B3 = 1,
-        A_ZERO = 9, B_ZERO = 3, Y_ZERO = -10, Y_MIN = -128, Y_MAX = 127,
-        RAISED = 1 << 20, A_M = 2056346258, A_S = -2, B_M = 1073741824, B_S = 0,
-        Y_M = 1815248916, Y_S = -19
+        ELEMENTS = 8,
+        A_K = 1697472, B_K = 3545409, C = -65759362, SHIFT = 22, Y_MIN = -128, Y_MAX = 127
     };
-    uint32_t i = 0;
-    for (int32_t i0 = 0; i0 < D0; i0++)
-        for (int32_t i1 = 0; i1 < D1; i1++)
-            for (int32_t i2 = 0; i2 < D2; i2++)
-                for (int32_t i3 = 0; i3 < D3; i3++) {
-                    int32_t p = a[i0 * A0 + i1 * A1 + i2 * A2 + i3 * A3] - A_ZERO, q = b[i0 * B0 + i1 * B1 + i2 * B2 + i3 * B3] - B_ZERO;
-                    p = tte_requantise_double(p * RAISED, A_M, A_S);
-                    q = tte_requantise_double(q * RAISED, B_M, B_S);
-                    int32_t v = tte_requantise_double(p + q, Y_M, Y_S) + Y_ZERO;
-                    y[i++] = (int8_t)tte_clamp(v, Y_MIN, Y_MAX);
-                }
+    for (int32_t i = 0; i < ELEMENTS; i++) y[i] = (int8_t)tte_clamp((a[i] * A_K + C + b[i] * B_K) >> SHIFT, Y_MIN, Y_MAX);
 }
 
 /* MAX_POOL_2D: x [IN_H, IN_W, CHANNELS] -> y [OUT_H, OUT_W, CHANNELS], the largest tap inside x.
  * Reference: tte/ops/pool.py. */
+TTE_NOINLINE
 static void max_pool_0(const int8_t *x, int8_t *y, int32_t oy) {
     enum {
         IN_H = 5, IN_W = 4, OUT_H = 2, OUT_W = 2, CHANNELS = 2,
@@ -142,6 +133,7 @@ static void max_pool_0(const int8_t *x, int8_t *y, int32_t oy) {
 
 /* MEAN: x [D0, D1, D2, D3] summed where y's steps Y0.. are 0; the workspace holds the sums, int32 [Y_ELEMENTS].
  * Reference: tte/ops/pool.py. */
+TTE_NOINLINE
 static void mean_0(const int8_t *x, int8_t *y, void *workspace) {
     enum {
         D0 = 1, D1 = 1, D2 = 4, D3 = 2,
@@ -164,6 +156,7 @@ static void mean_0(const int8_t *x, int8_t *y, void *workspace) {
 
 /* CONV_2D, and FULLY_CONNECTED as a 1x1 convolution over its rows. x [IN_H, IN_W, IN_C], w [OUT_C, K_H, K_W, IN_C],
  * y [OUT_H, OUT_W, OUT_C]; taps outside x count as zero. Reference: tte/ops/linear.py. */
+TTE_NOINLINE
 static void conv2d_1(const int8_t *x,
                      const int8_t *w,
                      const int32_t *b, const int32_t *multiplier, const int8_t *shift,
@@ -205,6 +198,7 @@ for (int32_t oy = 0; oy < OUT_H; oy++) {
 
 /* Cross-entropy of softmax(x) against a label: the error of x with its exponent, and the loss in 1/256 bit.
  * powers[i] = 2^(15 - i/256), Q15. Reference: tte/ops/loss.py. */
+TTE_NOINLINE
 static void softmax_cross_entropy_0(const int32_t *x, const int32_t *label, const int32_t *multiplier, const int8_t *shift,
                      const uint16_t *powers, int8_t *e, int32_t *k, int32_t *loss, void *workspace) {
     enum { CLASSES = 2, X_ZERO = 0 };
@@ -233,6 +227,7 @@ static void softmax_cross_entropy_0(const int32_t *x, const int32_t *label, cons
 
 /* The bias update: b [CHANNELS] changes in place by the sums of e [PIXELS, CHANNELS] with exponent k.
  * Reference: tte/ops/linear_grad.py. */
+TTE_NOINLINE
 static void bias_update_0(const int8_t *e, const int32_t *k, int32_t *b,
                      const int16_t *step_m, const int16_t *step_t, const tte_control *control) {
     enum { PIXELS = 1, CHANNELS = 2 };
@@ -249,6 +244,7 @@ static void bias_update_0(const int8_t *e, const int32_t *k, int32_t *b,
 
 /* dW of CONV_2D and FULLY_CONNECTED, applied at once: w [OUT_C, K_H, K_W, CHANNELS] changes in place.
  * x [IN_H, IN_W, IN_C], e [OUT_H, OUT_W, OUT_C] with exponent k. Reference: tte/ops/linear_grad.py. */
+TTE_NOINLINE
 static void conv2d_weight_update_0(const int8_t *x, const int8_t *e, const int32_t *k,
                      int8_t *w, uint8_t *residual,
                      const int16_t *step_m, const int16_t *step_t,
@@ -277,15 +273,9 @@ static void conv2d_weight_update_0(const int8_t *x, const int8_t *e, const int32
                 for (int32_t i = 0; i < CHANNELS; i++) a[i] += v * (xp[i] - X_ZERO);
             }
         }
-        for (int32_t i = 0; i < CHANNELS; i++) {
-            int32_t at = tap * CHANNELS + i;
-            int32_t d = tte_weight_step(a[i], step_m[oc], step_t[oc], *k, control->learning_rate);
-            if (d == 0) continue;
-            int32_t r = tte_get_nibble(residual, (uint32_t)(at));
-            int32_t u = (int32_t)tte_random16(key, (uint32_t)(at)) & 4095;
-            w[at] = (int8_t)tte_apply_residual(w[at], &r, (d + u) >> 12, 4);
-            tte_set_nibble(residual, (uint32_t)(at), r);
-        }
+        tte_step step = tte_make_step(step_m[oc], step_t[oc], *k, control->learning_rate);
+        for (int32_t i = 0; i < CHANNELS; i++) a[i] = tte_step_of_weight(a[i], &step);
+        tte_apply_steps4(w, residual, a, tap * CHANNELS, CHANNELS, key, 0, 0);
     }
 }
 

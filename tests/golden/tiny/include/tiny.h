@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-#define TINY_HASH "3c620b95538ef157"
+#define TINY_HASH "ea4e0599ef5b4b2c"
 #define TINY_INPUT_BYTES 32 /* int8[1x4x4x2] (scale 0.05 zero point -3) */
 #define TINY_OUTPUT_BYTES 3 /* int8[1x3] (scale 0.00390625 zero point -128) */
 #define TINY_ARENA_BYTES 160
@@ -58,6 +58,10 @@ uint8_t *tiny_state(void);
 #ifdef TTE_TRACE
 const uint8_t *tiny_arena(void);
 void tte_trace(uint32_t step); /* yours: called after each step */
+#endif
+#ifdef TTE_PROFILE
+/* Yours: called after each step of the plan (kind 0), and after each row of a stage of a segment (kind 1). */
+void tte_profile(uint32_t kind, uint32_t index);
 #endif
 
 #ifdef __cplusplus

@@ -57,9 +57,14 @@ static tte_control control;
 
 #ifdef TTE_TRACE
 #define TTE_STEP(i) tte_trace(i)
+#define TTE_STAGE(i) ((void)0)
 const uint8_t *tiny_arena(void) { return arena; }
+#elif defined TTE_PROFILE
+#define TTE_STEP(i) tte_profile(0, i)
+#define TTE_STAGE(i) tte_profile(1, i)
 #else
 #define TTE_STEP(i) ((void)0)
+#define TTE_STAGE(i) ((void)0)
 #endif
 
 /* What inference and training share. */
@@ -71,7 +76,7 @@ static void forward(void) {
     depthwise_conv2d_0((const int8_t *)(arena + AT_tensor3), (const int8_t *)(state + IN_tensor4), (const int32_t *)(state + IN_tensor5), tiny_data_tensor6_multiplier, tiny_data_tensor6_shift, (int8_t *)(arena + AT_tensor6), (uint8_t *)(arena + AT_tensor6_mask));
     TTE_STEP(1);
     /* 2 tensor7: ADD int8[1x2x2x4] */
-    elementwise_0((const int8_t *)(arena + AT_tensor3), (const int8_t *)(arena + AT_tensor6), (int8_t *)(arena + AT_tensor7), (uint8_t *)(arena + AT_tensor7_mask));
+    affine_0((const int8_t *)(arena + AT_tensor3), (const int8_t *)(arena + AT_tensor6), (int8_t *)(arena + AT_tensor7), (uint8_t *)(arena + AT_tensor7_mask));
     TTE_STEP(2);
     /* 3 tensor9: MEAN int8[1x2x2x4] */
     mean_0((const int8_t *)(arena + AT_tensor7), (int8_t *)(arena + AT_tensor9), (uint8_t *)(arena + AT_tensor9_mask), arena + 112);

@@ -4,28 +4,28 @@
 const int32_t tiny_data_tensor3_multiplier[4] = {
     1175636749, 2003468766, 1927050099, 2000044866};
 
-const int8_t tiny_data_tensor3_shift[4] = {
+_Alignas(4) const int8_t tiny_data_tensor3_shift[4] = {
     -9, -9, -11, -9};
 
 const int32_t tiny_data_tensor6_multiplier[4] = {
     1416666448, 1416666448, 1416666448, 1416666448};
 
-const int8_t tiny_data_tensor6_shift[4] = {
+_Alignas(4) const int8_t tiny_data_tensor6_shift[4] = {
     -8, -8, -8, -8};
 
 const int32_t tiny_data_tensor12_multiplier[3] = {
     2124999627, 2124999627, 2124999627};
 
-const int8_t tiny_data_tensor12_shift[3] = {
+_Alignas(4) const int8_t tiny_data_tensor12_shift[3] = {
     -8, -8, -8};
 
 const int32_t tiny_data_loss_multiplier[3] = {
     1089082878, 1089082878, 1089082878};
 
-const int8_t tiny_data_loss_shift[3] = {
+_Alignas(4) const int8_t tiny_data_loss_shift[3] = {
     4, 4, 4};
 
-const uint16_t tiny_data_loss_powers[256] = {
+_Alignas(4) const uint16_t tiny_data_loss_powers[256] = {
     32768, 32679, 32591, 32503, 32415, 32327, 32240, 32153, 32066, 31979, 31893, 31806, 31720, 31635, 31549, 31464, 31379, 31294, 31209, 31125, 31041, 30957, 30873, 30790,
     30706, 30623, 30541, 30458, 30376, 30293, 30212, 30130, 30048, 29967, 29886, 29805, 29725, 29644, 29564, 29484, 29405, 29325, 29246, 29167, 29088, 29009, 28931, 28852,
     28774, 28697, 28619, 28542, 28464, 28388, 28311, 28234, 28158, 28082, 28006, 27930, 27855, 27779, 27704, 27629, 27554, 27480, 27406, 27332, 27258, 27184, 27110, 27037,
@@ -38,50 +38,50 @@ const uint16_t tiny_data_loss_powers[256] = {
     18258, 18209, 18160, 18110, 18061, 18013, 17964, 17915, 17867, 17819, 17770, 17722, 17674, 17627, 17579, 17531, 17484, 17437, 17390, 17343, 17296, 17249, 17202, 17156,
     17109, 17063, 17017, 16971, 16925, 16879, 16834, 16788, 16743, 16697, 16652, 16607, 16562, 16518, 16473, 16428};
 
-const int16_t tiny_data_tensor12_dX_prescale[3] = {
+_Alignas(4) const int16_t tiny_data_tensor12_dX_prescale[3] = {
     256, 256, 256};
 
-const int16_t tiny_data_tensor12_bias_update_step_m[3] = {
+_Alignas(4) const int16_t tiny_data_tensor12_bias_update_step_m[3] = {
     29829, 29829, 29829};
 
-const int16_t tiny_data_tensor12_bias_update_step_t[3] = {
+_Alignas(4) const int16_t tiny_data_tensor12_bias_update_step_t[3] = {
     0, 0, 0};
 
-const int16_t tiny_data_tensor12_weight_update_step_m[3] = {
+_Alignas(4) const int16_t tiny_data_tensor12_weight_update_step_m[3] = {
     19308, 19308, 19308};
 
-const int16_t tiny_data_tensor12_weight_update_step_t[3] = {
+_Alignas(4) const int16_t tiny_data_tensor12_weight_update_step_t[3] = {
     1, 1, 1};
 
-const int16_t tiny_data_tensor6_dX_prescale[4] = {
+_Alignas(4) const int16_t tiny_data_tensor6_dX_prescale[4] = {
     256, 256, 256, 256};
 
-const int16_t tiny_data_tensor6_bias_update_step_m[4] = {
+_Alignas(4) const int16_t tiny_data_tensor6_bias_update_step_m[4] = {
     21878, 21878, 21878, 21878};
 
-const int16_t tiny_data_tensor6_bias_update_step_t[4] = {
+_Alignas(4) const int16_t tiny_data_tensor6_bias_update_step_t[4] = {
     -4, -4, -4, -4};
 
-const int16_t tiny_data_tensor6_weight_update_step_m[4] = {
+_Alignas(4) const int16_t tiny_data_tensor6_weight_update_step_m[4] = {
     24059, 24059, 24059, 24059};
 
-const int16_t tiny_data_tensor6_weight_update_step_t[4] = {
+_Alignas(4) const int16_t tiny_data_tensor6_weight_update_step_t[4] = {
     -6, -6, -6, -6};
 
-const int16_t tiny_data_tensor3_bias_update_step_m[4] = {
+_Alignas(4) const int16_t tiny_data_tensor3_bias_update_step_m[4] = {
     22572, 26491, 27541, 26536};
 
-const int16_t tiny_data_tensor3_bias_update_step_t[4] = {
+_Alignas(4) const int16_t tiny_data_tensor3_bias_update_step_t[4] = {
     -2, -3, -1, -3};
 
-const int16_t tiny_data_tensor3_weight_update_step_m[4] = {
+_Alignas(4) const int16_t tiny_data_tensor3_weight_update_step_m[4] = {
     28892, 16954, 17626, 16983};
 
-const int16_t tiny_data_tensor3_weight_update_step_t[4] = {
+_Alignas(4) const int16_t tiny_data_tensor3_weight_update_step_t[4] = {
     -11, -11, -9, -11};
 
 /* tensor1: int8[4x3x3x2] (4 scales 0.00459..0.0191 on axis 0) */
-const int8_t tiny_data_tensor1[72] = {
+_Alignas(4) const int8_t tiny_data_tensor1[72] = {
     41, -14, 77, -65, 32, -81, 84, -49, -56, -16, -8, 94, -59, -97, -33, -20, -92, -19, 110, -59, -77, -47, 100, 83,
     74, -70, 74, -63, -52, -58, 65, -24, -86, 122, 81, 36, -126, -84, 50, 12, -30, -126, 115, -107, -78, -99, -114, -121,
     -75, -78, 23, 93, -82, -68, 102, 64, 36, 28, -1, 86, 26, 66, 67, 9, -56, 25, -54, 81, -70, -52, -23, -44};
@@ -91,7 +91,7 @@ const int32_t tiny_data_tensor2[4] = {
     -284, 1730, -2257, -1181};
 
 /* tensor4: int8[1x3x3x4] (scale 0.00441275 zero point 0) */
-const int8_t tiny_data_tensor4[36] = {
+_Alignas(4) const int8_t tiny_data_tensor4[36] = {
     -116, -16, -104, -12, -35, 53, -96, -30, 37, -23, -78, -25, -43, -91, -28, 103, 4, 36, -107, -76, 108, 125, 19, 0,
     18, 119, -90, -61, 115, -106, -109, -123, -79, 102, -105, 64};
 
@@ -100,7 +100,7 @@ const int32_t tiny_data_tensor5[4] = {
     -2628, -1318, -11, -89};
 
 /* tensor10: int8[3x4] (scale 0.0193098 zero point 0) */
-const int8_t tiny_data_tensor10[12] = {
+_Alignas(4) const int8_t tiny_data_tensor10[12] = {
     94, -93, 20, -105, -28, 85, 11, 57, -118, 33, -117, -53};
 
 /* tensor11: int32[3] (scale 0.0219703 zero point 0) */

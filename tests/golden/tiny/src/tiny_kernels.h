@@ -6,6 +6,7 @@
 
 /* CONV_2D, and FULLY_CONNECTED as a 1x1 convolution over its rows. x [IN_H, IN_W, IN_C], w [OUT_C, K_H, K_W, IN_C],
  * y [OUT_H, OUT_W, OUT_C]; taps outside x count as zero. Reference: tte/ops/linear.py. */
+TTE_NOINLINE
 static void conv2d_0(const int8_t *x,
                      const int8_t *w,
                      const int32_t *b, const int32_t *multiplier, const int8_t *shift,
@@ -48,6 +49,7 @@ for (int32_t oy = 0; oy < OUT_H; oy++) {
 
 /* DEPTHWISE_CONV_2D. x [IN_H, IN_W, IN_C], w [K_H, K_W, OUT_C], y [OUT_H, OUT_W, OUT_C], OUT_C = IN_C * MULTIPLIER;
  * taps outside x count as zero. Reference: tte/ops/linear.py. */
+TTE_NOINLINE
 static void depthwise_conv2d_0(const int8_t *x,
                      const int8_t *w,
                      const int32_t *b, const int32_t *multiplier, const int8_t *shift,
@@ -90,34 +92,29 @@ for (int32_t oy = 0; oy < OUT_H; oy++) {
     }
 }
 
-/* ADD: a and b broadcast to y [D0, D1, D2, D3]; A0.. and B0.. are their steps, 0 where they are repeated.
- * y may be a or b where that one is not repeated. Reference: tte/ops/elementwise.py. */
-static void elementwise_0(const int8_t *a, const int8_t *b, int8_t *y, uint8_t *mask) {
+/* ADD or SUB in one multiply-add, proved exact for every pair of bytes (tte/ops/affine.py): a and b broadcast to
+ * y [D0, D1, D2, D3]; A0.. and B0.. are their steps, 0 where they are repeated. y may be a or b where that one is not
+ * repeated. Reference: tte/ops/elementwise.py. */
+TTE_NOINLINE
+static void affine_0(const int8_t *a, const int8_t *b, int8_t *y, uint8_t *mask) {
     enum {
-        D0 = 1, D1 = 1, D2 = 1, D3 = 16,
-        A0 = 0, A1 = 0, A2 = 0, A3 = 1,
-        B0 = 0, B1 = 0, B2 = 0, B3 = 1,
-        A_ZERO = -15, B_ZERO = -16, Y_ZERO = 20, Y_MIN = -128, Y_MAX = 127,
-        RAISED = 1 << 20, A_M = 1254059808, A_S = -1, B_M = 1073741824, B_S = 0,
-        Y_M = 1694703548, Y_S = -19
+        ELEMENTS = 16,
+        A_K = 1932912, B_K = 3309969, C = 167936414, SHIFT = 22, Y_MIN = -128, Y_MAX = 127
     };
-    uint32_t i = 0;
-    memset(mask, 0, 2);
-    for (int32_t i0 = 0; i0 < D0; i0++)
-        for (int32_t i1 = 0; i1 < D1; i1++)
-            for (int32_t i2 = 0; i2 < D2; i2++)
-                for (int32_t i3 = 0; i3 < D3; i3++) {
-                    int32_t p = a[i0 * A0 + i1 * A1 + i2 * A2 + i3 * A3] - A_ZERO, q = b[i0 * B0 + i1 * B1 + i2 * B2 + i3 * B3] - B_ZERO;
-                    p = tte_requantise_double(p * RAISED, A_M, A_S);
-                    q = tte_requantise_double(q * RAISED, B_M, B_S);
-                    int32_t v = tte_requantise_double(p + q, Y_M, Y_S) + Y_ZERO;
-                    tte_set_bit(mask, i, v >= Y_MIN && v <= Y_MAX);
-                    y[i++] = (int8_t)tte_clamp(v, Y_MIN, Y_MAX);
-                }
+    for (int32_t i = 0; i < ELEMENTS;) {
+        uint32_t bits = 0;
+        for (uint32_t bit = 1; bit < 256 && i < ELEMENTS; bit <<= 1, i++) {
+            int32_t v = (a[i] * A_K + C + b[i] * B_K) >> SHIFT, inside = tte_clamp(v, Y_MIN, Y_MAX);
+            if (v == inside) bits |= bit;
+            y[i] = (int8_t)inside;
+        }
+        *mask++ = (uint8_t)bits;
+    }
 }
 
 /* MEAN: x [D0, D1, D2, D3] summed where y's steps Y0.. are 0; the workspace holds the sums, int32 [Y_ELEMENTS].
  * Reference: tte/ops/pool.py. */
+TTE_NOINLINE
 static void mean_0(const int8_t *x, int8_t *y, uint8_t *mask, void *workspace) {
     enum {
         D0 = 1, D1 = 1, D2 = 4, D3 = 4,
@@ -142,6 +139,7 @@ static void mean_0(const int8_t *x, int8_t *y, uint8_t *mask, void *workspace) {
 
 /* CONV_2D, and FULLY_CONNECTED as a 1x1 convolution over its rows. x [IN_H, IN_W, IN_C], w [OUT_C, K_H, K_W, IN_C],
  * y [OUT_H, OUT_W, OUT_C]; taps outside x count as zero. Reference: tte/ops/linear.py. */
+TTE_NOINLINE
 static void conv2d_1(const int8_t *x,
                      const int8_t *w,
                      const int32_t *b, const int32_t *multiplier, const int8_t *shift,
@@ -208,6 +206,7 @@ static int32_t softmax_0_reciprocal(uint32_t total, int32_t *shift) {
 }
 
 /* SOFTMAX over CLASSES for each of ROWS; y, of scale 1/256 and zero point -128, may be x. Reference: tte/ops/softmax.py. */
+TTE_NOINLINE
 static void softmax_0(const int8_t *x, int8_t *y) {
     enum { ROWS = 1, CLASSES = 3, X_M = 1525764096, X_S = 29, LOWEST = -3 };
     for (int32_t row = 0; row < ROWS; row++, x += CLASSES, y += CLASSES) {
@@ -237,6 +236,7 @@ static void softmax_0(const int8_t *x, int8_t *y) {
 
 /* Cross-entropy of softmax(x) against a label: the error of x with its exponent, and the loss in 1/256 bit.
  * powers[i] = 2^(15 - i/256), Q15. Reference: tte/ops/loss.py. */
+TTE_NOINLINE
 static void softmax_cross_entropy_0(const int32_t *x, const int32_t *label, const int32_t *multiplier, const int8_t *shift,
                      const uint16_t *powers, int8_t *e, int32_t *k, int32_t *loss, void *workspace) {
     enum { CLASSES = 3, X_ZERO = 0 };
@@ -266,6 +266,7 @@ static void softmax_cross_entropy_0(const int32_t *x, const int32_t *label, cons
 /* dX of CONV_2D and FULLY_CONNECTED: e [OUT_H, OUT_W, OUT_C] with exponent k -> e_x [IN_H, IN_W, IN_C] with k_x.
  * prescale [OUT_C] carries the weights' scales. All accumulators are kept.
  * Reference: tte/ops/linear_grad.py. */
+TTE_NOINLINE
 static void conv2d_input_grad_0(const int8_t *e, const int32_t *k,
                      const int8_t *w, const int16_t *prescale,
                      int8_t *e_x, int32_t *k_x, void *workspace) {
@@ -315,6 +316,7 @@ static void conv2d_input_grad_0(const int8_t *e, const int32_t *k,
 
 /* The bias update: b [CHANNELS] changes in place by the sums of e [PIXELS, CHANNELS] with exponent k.
  * Reference: tte/ops/linear_grad.py. */
+TTE_NOINLINE
 static void bias_update_0(const int8_t *e, const int32_t *k, int32_t *b,
                      const int16_t *step_m, const int16_t *step_t, const tte_control *control) {
     enum { PIXELS = 1, CHANNELS = 3 };
@@ -331,6 +333,7 @@ static void bias_update_0(const int8_t *e, const int32_t *k, int32_t *b,
 
 /* dW of CONV_2D and FULLY_CONNECTED, applied at once: w [OUT_C, K_H, K_W, CHANNELS] changes in place.
  * x [IN_H, IN_W, IN_C], e [OUT_H, OUT_W, OUT_C] with exponent k. Reference: tte/ops/linear_grad.py. */
+TTE_NOINLINE
 static void conv2d_weight_update_0(const int8_t *x, const int8_t *e, const int32_t *k,
                      int8_t *w, uint8_t *residual,
                      const int16_t *step_m, const int16_t *step_t,
@@ -359,26 +362,22 @@ static void conv2d_weight_update_0(const int8_t *x, const int8_t *e, const int32
                 for (int32_t i = 0; i < CHANNELS; i++) a[i] += v * (xp[i] - X_ZERO);
             }
         }
-        for (int32_t i = 0; i < CHANNELS; i++) {
-            int32_t at = tap * CHANNELS + i;
-            int32_t d = tte_weight_step(a[i], step_m[oc], step_t[oc], *k, control->learning_rate);
-            if (d == 0) continue;
-            int32_t r = tte_get_nibble(residual, (uint32_t)(at));
-            int32_t u = (int32_t)tte_random16(key, (uint32_t)(at)) & 4095;
-            w[at] = (int8_t)tte_apply_residual(w[at], &r, (d + u) >> 12, 4);
-            tte_set_nibble(residual, (uint32_t)(at), r);
-        }
+        tte_step step = tte_make_step(step_m[oc], step_t[oc], *k, control->learning_rate);
+        for (int32_t i = 0; i < CHANNELS; i++) a[i] = tte_step_of_weight(a[i], &step);
+        tte_apply_steps4(w, residual, a, tap * CHANNELS, CHANNELS, key, 0, 0);
     }
 }
 
-/* Keeps e where the mask's bit is set; y may be e. Reference: tte/ops/error.py. */
+/* Keeps e where the mask's bit is set; y may be e. Both lie at multiples of four. Reference: tte/ops/error.py. */
+TTE_NOINLINE
 static void apply_mask_0(const int8_t *e, const uint8_t *mask, int8_t *y) {
-    enum { ELEMENTS = 4 };
-    for (int32_t i = 0; i < ELEMENTS; i++) y[i] = (int8_t)(tte_get_bit(mask, (uint32_t)i) ? e[i] : 0);
+    enum { ELEMENTS = 4, WHOLE = ELEMENTS / 8 * 8 };
+    for (int32_t i = WHOLE; i < ELEMENTS; i++) y[i] = (int8_t)(*mask >> (i & 7) & 1 ? e[i] : 0);
 }
 
 /* Error of MEAN's input: e repeated along the reduced axes, where its steps E0.. are 0; e_x [D0, D1, D2, D3] with exponent
  * k_x. The division by the number of terms is in the compile-time factor. Reference: tte/ops/pool_grad.py. */
+TTE_NOINLINE
 static void mean_grad_0(const int8_t *e, const int32_t *k, int8_t *e_x, int32_t *k_x) {
     enum {
         D0 = 1, D1 = 1, D2 = 4, D3 = 4,
@@ -393,14 +392,21 @@ static void mean_grad_0(const int8_t *e, const int32_t *k, int8_t *e_x, int32_t 
     *k_x = *k;
 }
 
-/* Keeps e where the mask's bit is set; y may be e. Reference: tte/ops/error.py. */
+/* Keeps e where the mask's bit is set; y may be e. Both lie at multiples of four. Reference: tte/ops/error.py. */
+TTE_NOINLINE
 static void apply_mask_1(const int8_t *e, const uint8_t *mask, int8_t *y) {
-    enum { ELEMENTS = 16 };
-    for (int32_t i = 0; i < ELEMENTS; i++) y[i] = (int8_t)(tte_get_bit(mask, (uint32_t)i) ? e[i] : 0);
+    enum { ELEMENTS = 16, WHOLE = ELEMENTS / 8 * 8 };
+    for (int32_t i = 0; i < WHOLE; i += 8) {
+        uint32_t bits = *mask++;
+        if (bits == 255 && y == e) continue;
+        tte_store_word(y + i, tte_load_word(e + i) & tte_bytes_of_bits(bits & 15));
+        tte_store_word(y + i + 4, tte_load_word(e + i + 4) & tte_bytes_of_bits(bits >> 4));
+    }
 }
 
 /* dX of DEPTHWISE_CONV_2D: e [OUT_H, OUT_W, OUT_C] with exponent k -> e_x [IN_H, IN_W, IN_C] with k_x.
  * Reference: tte/ops/linear_grad.py. */
+TTE_NOINLINE
 static void depthwise_input_grad_0(const int8_t *e, const int32_t *k,
                      const int8_t *w, const int16_t *prescale,
                      int8_t *e_x, int32_t *k_x, void *workspace) {
@@ -445,13 +451,15 @@ static void depthwise_input_grad_0(const int8_t *e, const int32_t *k,
 
 /* The bias update: b [CHANNELS] changes in place by the sums of e [PIXELS, CHANNELS] with exponent k.
  * Reference: tte/ops/linear_grad.py. */
+TTE_NOINLINE
 static void bias_update_1(const int8_t *e, const int32_t *k, int32_t *b,
                      const int16_t *step_m, const int16_t *step_t, const tte_control *control) {
     enum { PIXELS = 4, CHANNELS = 4 };
     uint32_t key = tte_random_key(control, 6);
+    int32_t sums[4];
     for (int32_t c = 0; c < CHANNELS; c++) {
-        int32_t sum = 0;
-        for (int32_t p = 0; p < PIXELS; p++) sum += e[p * CHANNELS + c];
+        if (c % 4 == 0) tte_column_sums4(e + c, PIXELS, CHANNELS, sums);
+        int32_t sum = sums[c % 4];
         int32_t d = tte_bias_step(sum, step_m[c], step_t[c], *k, control->learning_rate);
         if (d == 0) continue;
         int32_t u = (int32_t)tte_random16(key, (uint32_t)c) & 255;
@@ -461,6 +469,7 @@ static void bias_update_1(const int8_t *e, const int32_t *k, int32_t *b,
 
 /* dW of DEPTHWISE_CONV_2D, applied at once: w [K_H, K_W, CHANNELS] changes in place.
  * x [IN_H, IN_W, IN_C], e [OUT_H, OUT_W, OUT_C] with exponent k. Reference: tte/ops/linear_grad.py. */
+TTE_NOINLINE
 static void depthwise_weight_update_0(const int8_t *x, const int8_t *e, const int32_t *k,
                      int8_t *w, uint8_t *residual,
                      const int16_t *step_m, const int16_t *step_t,
@@ -493,42 +502,36 @@ static void depthwise_weight_update_0(const int8_t *x, const int8_t *e, const in
             }
         }
         for (int32_t i = 0; i < CHANNELS; i++) {
-            int32_t c = i, at = tap * CHANNELS + i;
-            int32_t d = tte_weight_step(a[i], step_m[c], step_t[c], *k, control->learning_rate);
-            if (d == 0) continue;
-            int32_t r = tte_get_nibble(residual, (uint32_t)(at));
-            int32_t u = (int32_t)tte_random16(key, (uint32_t)(tap * OUT_C + c)) & 4095;
-            w[at] = (int8_t)tte_apply_residual(w[at], &r, (d + u) >> 12, 4);
-            tte_set_nibble(residual, (uint32_t)(at), r);
+            int32_t c = i;
+            a[i] = tte_weight_step(a[i], step_m[c], step_t[c], *k, control->learning_rate);
         }
+        tte_apply_steps4(w, residual, a, tap * CHANNELS, CHANNELS, key, 0, 0);
     }
 }
 
 /* The sum of two errors of one tensor, in units of the first; y may be a or b. Reference: tte/ops/error.py. */
+TTE_NOINLINE
 static void merge_0(const int8_t *a, const int32_t *ka, const int8_t *b, const int32_t *kb, int8_t *y, int32_t *ky) {
     enum { ELEMENTS = 16, RATIO_M = 18508, RATIO_T = -7 };
-    int32_t k_a = *ka, k_b = *kb - RATIO_T, k = k_a < k_b ? k_a : k_b, s = 0;
-    uint32_t largest = 0;
-    for (int32_t pass = 0; pass < 2; pass++) {
-        for (int32_t i = 0; i < ELEMENTS; i++) {
-            int32_t sum = tte_align(a[i] * 256, k_a - k) + tte_align((b[i] * RATIO_M + 64) >> 7, k_b - k);
-            if (pass == 0) largest = tte_max(largest, tte_abs(sum));
-            else y[i] = tte_to_int8(sum, s);
-        }
-        s = tte_int8_shift(largest);
-    }
-    *ky = k + 8 - s;
+    tte_merge m = tte_make_merge(*ka, *kb - RATIO_T, RATIO_M);
+    uint32_t sizes = 0;
+    for (int32_t i = 0; i < ELEMENTS; i++) sizes |= tte_abs(tte_merged(&m, a[i], b[i]));
+    int32_t s = tte_int8_shift(sizes);
+    for (int32_t i = 0; i < ELEMENTS; i++) y[i] = tte_to_int8(tte_merged(&m, a[i], b[i]), s);
+    *ky = m.k + 8 - s;
 }
 
 /* The bias update: b [CHANNELS] changes in place by the sums of e [PIXELS, CHANNELS] with exponent k.
  * Reference: tte/ops/linear_grad.py. */
+TTE_NOINLINE
 static void bias_update_2(const int8_t *e, const int32_t *k, int32_t *b,
                      const int16_t *step_m, const int16_t *step_t, const tte_control *control) {
     enum { PIXELS = 4, CHANNELS = 4 };
     uint32_t key = tte_random_key(control, 2);
+    int32_t sums[4];
     for (int32_t c = 0; c < CHANNELS; c++) {
-        int32_t sum = 0;
-        for (int32_t p = 0; p < PIXELS; p++) sum += e[p * CHANNELS + c];
+        if (c % 4 == 0) tte_column_sums4(e + c, PIXELS, CHANNELS, sums);
+        int32_t sum = sums[c % 4];
         int32_t d = tte_bias_step(sum, step_m[c], step_t[c], *k, control->learning_rate);
         if (d == 0) continue;
         int32_t u = (int32_t)tte_random16(key, (uint32_t)c) & 255;
@@ -538,6 +541,7 @@ static void bias_update_2(const int8_t *e, const int32_t *k, int32_t *b,
 
 /* dW of CONV_2D and FULLY_CONNECTED, applied at once: w [OUT_C, K_H, K_W, CHANNELS] changes in place.
  * x [IN_H, IN_W, IN_C], e [OUT_H, OUT_W, OUT_C] with exponent k. Reference: tte/ops/linear_grad.py. */
+TTE_NOINLINE
 static void conv2d_weight_update_1(const int8_t *x, const int8_t *e, const int32_t *k,
                      int8_t *w, uint8_t *residual,
                      const int16_t *step_m, const int16_t *step_t,
@@ -566,15 +570,9 @@ static void conv2d_weight_update_1(const int8_t *x, const int8_t *e, const int32
                 for (int32_t i = 0; i < CHANNELS; i++) a[i] += v * (xp[i] - X_ZERO);
             }
         }
-        for (int32_t i = 0; i < CHANNELS; i++) {
-            int32_t at = tap * CHANNELS + i;
-            int32_t d = tte_weight_step(a[i], step_m[oc], step_t[oc], *k, control->learning_rate);
-            if (d == 0) continue;
-            int32_t r = tte_get_nibble(residual, (uint32_t)(at));
-            int32_t u = (int32_t)tte_random16(key, (uint32_t)(at)) & 4095;
-            w[at] = (int8_t)tte_apply_residual(w[at], &r, (d + u) >> 12, 4);
-            tte_set_nibble(residual, (uint32_t)(at), r);
-        }
+        tte_step step = tte_make_step(step_m[oc], step_t[oc], *k, control->learning_rate);
+        for (int32_t i = 0; i < CHANNELS; i++) a[i] = tte_step_of_weight(a[i], &step);
+        tte_apply_steps4(w, residual, a, tap * CHANNELS, CHANNELS, key, 0, 0);
     }
 }
 
