@@ -947,6 +947,7 @@ function tte_depthwise_pairs
     add     \v, \v, \v, asr #31
     qadd    \v, \v, r9
     asr     \v, \v, r10
+    ssat    \v, #16, \v               /* so that a pair holds it */
     .endm
 
 /* r0 sums of four channels, r1 bytes from channel to channel, r2 outputs, r3 weights of the first, sp+0 bytes to the next,

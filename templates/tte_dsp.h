@@ -554,14 +554,18 @@ typedef struct {
 
 enum { TTE_DEPTHWISE_HEAD = 4 }; /* words of a channel before its rows of weights */
 
-/* `taps` weights of one channel (factor times each) as a row of pairs; `step` may be negative, which turns them round. */
-static inline uint32_t *tte_depthwise_weights(const int8_t *w, int32_t step, int32_t taps, int32_t stride, int32_t factor,
-                                              uint32_t *to) {
-    int32_t v[8] = {0};
-    for (int32_t i = 0; i < taps; i++) v[i] = w[i * step] * factor;
+/* `taps` weights of one channel, and a zero behind them, as a row of pairs. */
+static inline uint32_t *tte_depthwise_row(const int32_t *v, int32_t taps, int32_t stride, uint32_t *to) {
     for (int32_t i = 0; i + 1 < taps + (stride == 2); i += 2) *to++ = tte_pair(v[i], v[i + 1]);
     for (int32_t i = 1; stride == 1 && i + 1 < taps; i += 2) *to++ = tte_pair(v[i], v[i + 1]);
     return to;
+}
+
+/* The same from weights `step` bytes apart. */
+static inline uint32_t *tte_depthwise_weights(const int8_t *w, int32_t step, int32_t taps, int32_t stride, uint32_t *to) {
+    int32_t v[8] = {0};
+    for (int32_t i = 0; i < taps; i++) v[i] = w[i * step];
+    return tte_depthwise_row(v, taps, stride, to);
 }
 
 #if TTE_DSP
@@ -633,7 +637,7 @@ static inline void tte_depthwise_pairs(const int8_t *w, int32_t step, uint32_t *
                                        int32_t stride) {
     for (int32_t c = 0; c < 4; c++) {
         uint32_t *row = to + c * weights_step / 4;
-        for (int32_t ky = 0; ky < taps; ky++) row = tte_depthwise_weights(w + c + ky * taps * step, step, taps, stride, 1, row);
+        for (int32_t ky = 0; ky < taps; ky++) row = tte_depthwise_weights(w + c + ky * taps * step, step, taps, stride, row);
     }
 }
 
@@ -679,6 +683,42 @@ static inline void tte_depthwise_finish(const int32_t *sums, int32_t n, int32_t 
         int32_t v = fits ? tte_rescale(sums[i], &q) : tte_requantise_double(sums[i], m, shift) + zero;
         if (mask) tte_set_bit(mask, bit, v >= low && v <= high);
         *y = (int8_t)tte_clamp(v, low, high);
+    }
+}
+
+/* ---- Light operators */
+
+/* The bytes of v whose flag is set: bits 16 to 19 of flags, the first byte's in bit 16. */
+#if TTE_DSP
+static inline uint32_t tte_keep_bytes(uint32_t v, uint32_t flags) {
+    uint32_t r;
+    __asm__("msr APSR_g, %2\n\tsel %0, %1, %3" : "=r"(r) : "r"(v), "r"(flags), "r"(0));
+    return r;
+}
+#else
+static inline uint32_t tte_keep_bytes(uint32_t v, uint32_t flags) { return v & tte_bytes_of_bits(flags >> 16 & 15); }
+#endif
+
+/* The sums over `pixels` of 4 * words (1 or 2) channels of e, whose pixels lie `stride` bytes apart; no element is -128. */
+static inline void tte_column_sums(const int8_t *e, int32_t pixels, int32_t stride, int32_t words, int32_t *sums) {
+    for (int32_t i = 0; i < 4 * words; i++) sums[i] = 0;
+    while (pixels > 0) {
+        const int32_t count = tte_imin(pixels, 258);
+        uint32_t part[4] = {0, 0, 0, 0};
+        for (int32_t p = count; p > 0; p--, e += stride) {
+            uint32_t v = tte_load4(e);
+            part[0] = tte_add_even_bytes(part[0], v);
+            part[1] = tte_add_odd_bytes(part[1], v);
+            if (words == 1) continue;
+            v = tte_load4(e + 4);
+            part[2] = tte_add_even_bytes(part[2], v);
+            part[3] = tte_add_odd_bytes(part[3], v);
+        }
+        for (int32_t i = 0; i < 2 * words; i++) {
+            sums[2 * i - (i & 1)] += tte_low(part[i]);
+            sums[2 * i - (i & 1) + 2] += tte_high(part[i]);
+        }
+        pixels -= count;
     }
 }
 

@@ -178,7 +178,7 @@ static inline void tte_store_word(void *to, uint32_t v) { memcpy(__builtin_assum
 /* The sums over `pixels` of four channels of e [pixels, channels], channels a multiple of four: two of them in a word, as
  * unsigned 16-bit sums of e + 128. */
 __attribute__((unused)) TTE_NOINLINE static void tte_column_sums4(const int8_t *e, int32_t pixels, int32_t channels, int32_t *sums) {
-    memset(sums, 0, 4 * sizeof *sums);
+    sums[0] = sums[1] = sums[2] = sums[3] = 0;
     while (pixels > 0) {
         int32_t count = pixels < 257 ? pixels : 257;
         uint32_t even = 0, odd = 0;
@@ -206,15 +206,21 @@ static inline void tte_set_nibble(uint8_t *r, uint32_t i, int32_t v) {
     r[i >> 1] = (uint8_t)((r[i >> 1] & ~(15 << shift)) | (v & 15) << shift);
 }
 
-/* The step of a weight (or bias) is A * m * 2^-(shift + 17), rounded and clamped: what an output channel's weights share. */
+/* The step of a weight (or bias) is A * m * 2^-shift, rounded and clamped. What an output channel's weights share: for |A| up
+ * to `limit` it is (A * 2^up * factor + 2^31) >> 32. */
 typedef struct {
-    int32_t m, shift;
+    int32_t m, shift, up, factor;
+    uint32_t limit;
 } tte_step;
 
 /* Steps A * m * 2^(t - k + 1), m reduced by the learning rate: of weights, in Q16 of their least significant bit. */
 static inline tte_step tte_make_step(int32_t m, int32_t t, int32_t k, uint32_t learning_rate) {
-    tte_step q = {(int32_t)((uint32_t)m * learning_rate >> 15), k - t - 18};
-    if (q.shift > 30) q.shift = 30; /* nothing is left */
+    tte_step q = {.m = (int32_t)((uint32_t)m * learning_rate >> 15), .shift = k - t - 1};
+    if (q.shift >= -14 && q.shift <= 32) {
+        q.up = q.shift < 16 ? 16 - q.shift : 0;
+        q.factor = q.m * (1 << (q.shift < 16 ? 16 : 32 - q.shift));
+        q.limit = 0x7fffffffu >> q.up;
+    }
     return q;
 }
 
@@ -223,29 +229,32 @@ static inline tte_step tte_make_bias_step(int32_t m, int32_t t, int32_t k, uint3
     return tte_make_step(m, t - 8, k, learning_rate);
 }
 
-/* floor(a * m / 2^16), 0 <= m < 2^15. */
-static inline int32_t tte_mul_shift16(int32_t a, int32_t m) {
+/* Steps beyond the limit: rare, and out of the way. */
+__attribute__((unused)) TTE_NOINLINE static int32_t tte_large_step(int32_t a, int32_t m, int32_t shift, int32_t limit) {
+    return (int32_t)tte_clamp64(tte_round_shift((int64_t)a * m, shift), -limit, limit);
+}
+
+static inline int32_t tte_step_within(int32_t a, const tte_step *q) {
+    a *= 1 << q->up;
 #if defined(__ARM_FEATURE_DSP) && defined(__thumb2__)
-    int32_t r;
-    __asm__("smulwb %0, %1, %2" : "=r"(r) : "r"(a), "r"(m));
-    return r;
+    __asm__("smmulr %0, %0, %1" : "+r"(a) : "r"(q->factor));
+    return a;
 #else
-    return (a >> 16) * m + (int32_t)(((uint32_t)a & 0xffff) * (uint32_t)m >> 16);
+    return (int32_t)(((int64_t)a * q->factor + ((int64_t)1 << 31)) >> 32);
 #endif
 }
 
-/* The step for the sum a, clamped to 2^23. Halves of halves: no bit that rounds is lost, and nothing passes 32 bits. */
+/* The step for the sum a, clamped to 2^23. */
 static inline int32_t tte_step_of_weight(int32_t a, const tte_step *q) {
-    if (q->shift < 0) return (int32_t)tte_clamp64(tte_round_shift((int64_t)a * q->m, q->shift + 17), -(1 << 23), 1 << 23);
-    int32_t d = ((tte_mul_shift16(a, q->m) >> q->shift) + 1) >> 1;
+    if ((uint32_t)a + q->limit > 2 * q->limit) return tte_large_step(a, q->m, q->shift, 1 << 23);
+    int32_t d = tte_step_within(a, q);
     if ((uint32_t)d + (1u << 23) > 1u << 24) d = d < 0 ? -(1 << 23) : 1 << 23;
     return d;
 }
 
 /* The step of a bias, clamped to 2^30. */
 static inline int32_t tte_step_of_bias(int32_t sum, const tte_step *q) {
-    if (q->shift < 0) return (int32_t)tte_clamp64(tte_round_shift((int64_t)sum * q->m, q->shift + 17), -(1 << 30), 1 << 30);
-    return ((tte_mul_shift16(sum, q->m) >> q->shift) + 1) >> 1;
+    return (uint32_t)sum + q->limit > 2 * q->limit ? tte_large_step(sum, q->m, q->shift, 1 << 30) : tte_step_within(sum, q);
 }
 
 /* The same at once. */
@@ -266,6 +275,12 @@ static inline int32_t tte_hold(int32_t held, int32_t d) {
 
 /* Applies step d to a weight, rounding `d + u` down; gives the new weight. */
 static inline int32_t tte_apply(int32_t w, int32_t d, int32_t u) { return tte_clamp(w - ((d + u) >> 16), -127, 127); }
+
+/* The new value of a bias after step d, rounding `d + u` down. It may begin as low as INT32_MIN. */
+static inline int32_t tte_apply_bias(int32_t b, int32_t d, int32_t u) {
+    const int32_t limit = 1 << 30;
+    return tte_clamp(tte_clamp(b, -limit - (limit >> 1), limit + (limit >> 1)) - ((d + u) >> 8), -limit, limit);
+}
 
 /* The same with a residual of `bits` bits: `move` is the step in units of 2^-bits of a weight step. With half a weight step
  * added, weight and residual are the upper and the lower bits of one number. */

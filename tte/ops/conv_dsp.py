@@ -206,7 +206,7 @@ def weight_update_kernels(g: Geometry, portable: Kernel, channels: int) -> tuple
     params = portable.params
     window = (g.k_h, g.k_w, g.stride_h, g.stride_w, g.pad_h, g.pad_w) != (1, 1, 1, 1, 0, 0)
     listed = any(label == "channel" for label, _ in portable.tables)
-    kinds = {"window": window, "channels": listed} | {k: params[k] for k in ("gathered", "mode", "batch")}
+    kinds = {"window": window, "trained": listed} | {k: params[k] for k in ("gathered", "mode", "batch")}
     gathers = listed and not params["gathered"]
     every = -(-channels // 4) * 4
     found = []
@@ -215,7 +215,7 @@ def weight_update_kernels(g: Geometry, portable: Kernel, channels: int) -> tuple
             continue
         block = -(-block // 4) * 4
         sizes = {name: int(getattr(g, name)) for name in _SIZES} | {"block": block, "chunk": chunk}
-        names, table = shape_table({**sizes, "x_zero": int(params["x_zero"]), "channels": channels, "stream": int(params["stream"])})
+        names, table = shape_table({**sizes, "x_zero": int(params["x_zero"]), "trains": channels, "stream": int(params["stream"])})
         depth = pairs(block)
         workspace = 16 * depth + 4 * depth * chunk + 24 * chunk + g.in_c + (4 * chunk if gathers else 0)
         quads, chunks, times = -(-g.out_c // 4), -(-channels // chunk), -(-pixels // block)

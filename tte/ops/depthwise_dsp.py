@@ -169,3 +169,57 @@ def kernels(
                 )
             )
     return tuple(found)
+
+
+#: Taps of the loop (stride 1) that sums dX, by the layer's taps and stride.
+_GRAD_LOOPS = {(3, 1): 3, (5, 1): 5, (7, 1): 7, (3, 2): 3, (5, 2): 3, (7, 2): 5}
+
+
+def input_grad_kernels(
+    g: Geometry, trained: Sequence[int], buffered: bool, f: int, tables: Sequence[tuple[str, Array]]
+) -> tuple[Kernel, ...]:
+    """Candidates for dX.
+
+    Args:
+        trained: channels in the trained slice of the weights; empty: one tensor.
+        buffered: all int32 sums are kept.
+        f: the common exponent of the factors on the errors.
+        tables: of the portable kernel.
+    """
+    if not fits(g) or not _ascending(trained):
+        return ()
+    taps, stride = g.k_w, g.stride_w
+    loop = Loop(_GRAD_LOOPS[taps, stride], 1)
+    kinds = {"k": taps, "stride": stride, "loop": loop.taps, "trained": bool(trained), "buffered": buffered}
+    sizes = {name: int(getattr(g, name)) for name in ("in_h", "in_w", "in_c", "out_h", "out_w", "pad_h", "pad_w")}
+    sizes["f"] = f
+    if trained:
+        sizes["trained"] = len(trained)
+    rows = -(-taps // stride)
+    inside = rows_inside(g.out_h, g.in_h, taps, 1, taps - 1 - g.pad_h) if stride == 1 else taps / stride * 0.9
+    groups, widest = -(-g.in_c // 4), -(-g.in_w // stride)
+    found = []
+    for held in sorted({min(rows, g.out_h), g.out_h}):
+        for chunk in _parts(widest, loop.tile):
+            parts = [min(chunk, widest - at) for at in range(0, widest, chunk)]
+            kept = sum(4 * loop.rounded(n) for n in parts) * stride * g.in_h * groups if buffered else 4 * loop.rounded(chunk)
+            workspace = stride * loop.weights(taps) + 4 * held * loop.pitch(chunk) + 4 * kept
+            names, table = shape_table({**sizes, "held": held, "chunk": chunk})
+            lines = g.out_h if held == g.out_h else g.in_h * inside
+            work = 4 * stride * (40 + taps * (25 + 10 * loop.taps // stride))
+            for width in parts:
+                calls = g.in_h * stride
+                work += _expand(width, lines) + calls * (80 + 4 * loop.instructions(width, inside, True) + 13 * loop.rounded(width))
+            finish = calls * len(parts) * 40 + 26.5 * g.in_h * g.in_w
+            total = groups * (work + finish if buffered else 2 * work + finish)
+            found.append(
+                Kernel(
+                    "dsp/depthwise_input_grad",
+                    {**kinds, "shape_names": names},
+                    (*tables, ("shape", table)),
+                    workspace,
+                    needs="dsp",
+                    instructions=round(total),
+                )
+            )
+    return tuple(found)

@@ -33,7 +33,13 @@ class ApplyMask(Op):
         return (np.where(xs[1].reshape(xs[0].shape), xs[0], 0).astype(np.int8),)
 
     def kernel(self, t: Types) -> Kernel:
-        return Kernel("apply_mask", {"elements": t.ins[0].elements})
+        n = t.ins[0].elements
+        return Kernel("apply_mask", {"elements": n}, instructions=20 + 11 * n // 4)
+
+    def fast_kernels(self, t: Types) -> tuple[Kernel, ...]:
+        n = t.ins[0].elements
+        shape = ("shape", np.array([n], np.int32))
+        return (Kernel("dsp/apply_mask", {}, (shape,), needs="dsp", instructions=20 + 11 * n // 8 + 11 * (n % 32)),)
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Merge(Op):
 
     def kernel(self, t: Types) -> Kernel:
         m, exponent = self.ratio(t)
-        return Kernel("merge", {"elements": t.ins[0].elements, "ratio_m": m, "ratio_t": exponent})
+        n = t.ins[0].elements
+        return Kernel("merge", {"elements": n, "ratio_m": m, "ratio_t": exponent}, instructions=50 + 34 * n)
 
 
 def _align(v: I64, distance: int) -> I64:

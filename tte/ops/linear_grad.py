@@ -23,7 +23,7 @@ from tte.fixed import (
     to_int8,
 )
 from tte.ir import Shape, TensorType
-from tte.ops import conv_dsp
+from tte.ops import conv_dsp, depthwise_dsp
 from tte.ops.base import Array, Control, Inferred, Kernel, Op, Types, require
 from tte.ops.linear import Geometry, channel_table, join_channels, weight_scales
 
@@ -110,9 +110,9 @@ class InputGrad(Op):
 
     def fast_kernels(self, t: Types) -> tuple[Kernel, ...]:
         g = self.geometry
-        if g.depthwise:
-            return ()
         r, f = self.prescale(t)
+        if g.depthwise:
+            return depthwise_dsp.input_grad_kernels(g, self.trained, self.buffered, f, self.kernel(t).tables)
         return conv_dsp.input_grad_kernels(g, len(self.trained), self.buffered, f, r, self.kernel(t).tables[1:])
 
 
@@ -318,11 +318,21 @@ class BiasUpdate(Update):
     def kernel(self, t: Types) -> Kernel:
         m, exponent = self.step_table(self.factors(t))
         params: dict[str, int | str | bool] = {
-            "pixels": t.ins[0].elements // self.channels,
+            "pixels": (pixels := t.ins[0].elements // self.channels),
             "channels": self.channels,
             "mode": self.mode,
             "batch": self.batch,
             "stream": 4 * self.stream + _BIAS_STREAM,
         }
-        return Kernel("bias_update", params, (("step_m", m), ("step_t", exponent)), 0, control=True)
+        instructions = 50 + self.channels * (100 + pixels * 9 // 4)
+        return Kernel("bias_update", params, (("step_m", m), ("step_t", exponent)), control=True, instructions=instructions)
+
+    def fast_kernels(self, t: Types) -> tuple[Kernel, ...]:
+        m, exponent = self.step_table(self.factors(t))
+        pixels, channels = t.ins[0].elements // self.channels, self.channels
+        shape = np.array([pixels, channels, 4 * self.stream + _BIAS_STREAM], np.int32)
+        tables = (("step_m", m), ("step_t", exponent), ("shape", shape))
+        instructions = 50 + channels * 70 + pixels * (channels // 8 * 9 + channels % 8 * 6)
+        params: dict[str, int | str | bool] = {"mode": self.mode, "batch": self.batch}
+        return (Kernel("dsp/bias_update", params, tables, control=True, needs="dsp", instructions=instructions),)
 

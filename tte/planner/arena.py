@@ -12,7 +12,7 @@ from tte.planner import kernels
 from tte.planner.schedule import ALIGN, Buffer, Program, buffers, live_bytes
 
 #: The fraction of the arena that scratch memory for fast kernels may add to it.
-_SLACK = 64
+_SLACK = 80
 #: Buffers placed in the local search from each order; the random numbers have a fixed seed, so plans are reproducible.
 _EFFORT = 15_000
 #: Times that the small buffers are filled in, from each order.
@@ -54,8 +54,8 @@ def plan(program: Program, budget: int = 0) -> Plan:
     base = _placed(program)
     limit = max(budget, base.lower_bound + (base.lower_bound // _SLACK if program.target != "portable" else 0))
     # What is granted crowds the arena: where it cannot be placed within the limit, some of it goes.
-    for share in (1.0, 0.95, 0.85, 0.7):
-        candidate = _with_free_scratch(program, base, int(limit * share))
+    for share in (1.0, 0.95, 0.85, 0.7, 0.0):
+        candidate = _with_free_scratch(program, base, limit, share)
         if candidate is program:
             break
         better = _placed(candidate)
@@ -64,15 +64,18 @@ def plan(program: Program, budget: int = 0) -> Plan:
     return base
 
 
-def _with_free_scratch(program: Program, base: Plan, limit: int) -> Program:
-    """The program with scratch memory granted to every step that leaves some below the limit."""
+def _with_free_scratch(program: Program, base: Plan, limit: int, share: float) -> Program:
+    """The program with scratch memory granted to every step that leaves some below a share of the limit; what lies between
+    the peak and the limit is for every step."""
+    slack = max(0, limit - base.lower_bound)
     nodes = list(program.graph.nodes)
     scratch: dict[str, int] = {}
     for step, node in enumerate(nodes):
         if node.op.view:
             continue
         lean = program.kernel(node)
-        room = limit - base.live[step] + -(-lean.workspace // ALIGN) * ALIGN
+        free = max(int(limit * share) - base.live[step], min(slack, limit - base.live[step]))
+        room = free + -(-lean.workspace // ALIGN) * ALIGN
         kept = replace(node, op=replace(node.op, buffered=True)) if isinstance(node.op, InputGrad) else node
         if -(-program.kernel(kept).workspace // ALIGN) * ALIGN <= room:
             nodes[step] = kept
