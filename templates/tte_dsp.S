@@ -518,28 +518,24 @@ function tte_errors_groups
 
 /* ---- Depthwise convolution -------------------------------------------------------------------------------------------
  * A tile is 2 or 4 neighbouring outputs of one channel, summed row by row of the window. sp+
- *   0 m, offset, right of the channel's scale; 12 bytes from output to output, 16 three times that; 20 y
+ *   0 m, zero, right of the channel's scale; 12 bytes from output to output, 16 three times that; 20 y
  *   24 the window's first row of weights, 28 from behind its last row to the next tile; 32 bias, twice
  *   40 where to enter the rows, 44 outputs left, 48 bytes from row to row
- *   52 x, weights, y of the next channel; 64 steps to the one after; 76 channels left, 80 weights to pass over, 84 width */
-    .macro depthwise name, taps, stride, tile, row, finish, a, b, c, d, p, w
+ *   52 x, weights, y of the next channel; 64 steps to the one after; 76 channels left, 80 lines, their number; 88 width
+ *   92 x, rows of weights, y of this channel; 104 next line, 108 lines left */
+    .macro depthwise name, taps, stride, row, finish, tile, a, b, c, d, p, w
 function \name
     push    {r4-r11, lr}
-    sub     sp, #88
-    ldm     r0!, {r1-r11, r12}
-    strd    r7, r10, [sp, #80]
+    sub     sp, #112
+    ldm     r0, {r1-r12}
+    add     r0, sp, #52
+    stm     r0, {r1-r6}
     str     r11, [sp, #76]
-    add     r10, sp, #52
-    stm     r10, {r1-r6}
+    strd    r7, r8, [sp, #80]
+    str     r10, [sp, #88]
     add     r7, r9, r9, lsl #1
     strd    r9, r7, [sp, #12]
-    mul     r7, r8, r12
-    rsb     r7, r7, #(2 * \stride * \tile)
-    str     r7, [sp, #28]
     str     r12, [sp, #48]
-    adr.w   r7, 9f
-    ldr     r7, [r7, r8, lsl #2]
-    str     r7, [sp, #40]
 1:  add     r0, sp, #52
     ldm     r0, {r1-r9}
     add     r4, r1
@@ -551,18 +547,28 @@ function \name
     ldm     r2!, {r4-r7}
     stm     sp, {r5-r7}
     strd    r4, r4, [sp, #32]
-    add     r8, r2
+    add     r0, sp, #92
+    stm     r0, {r1-r3, r8, r9}
+5:  add     r0, sp, #92
+    ldm     r0, {r1-r5}
+    ldm     r4!, {r6-r10}
+    sub     r5, #1
+    strd    r4, r5, [sp, #104]
+    add     r2, r7
+    strd    r2, r8, [sp, #24]
+    add     r3, r9
+    adr.w   r0, 9f
+    ldr     r0, [r0, r10, lsl #2]
+    str     r0, [sp, #40]
+    ldr     r0, [sp, #88]
     .ifc \taps\stride, 31
-    ldr     r11, [sp, #48]
     mov     r12, r3
-    mov     lr, r9
+    mov     lr, r0
+    ldr     r11, [sp, #48]
     .else
     str     r3, [sp, #20]
-    str     r9, [sp, #44]
+    str     r0, [sp, #44]
     .endif
-    str     r8, [sp, #24]
-    mov     \w, r8
-    mov     \p, r1
     .ifc \taps\stride, 52
     ldr     r11, [sp, #48]
     .endif
@@ -572,6 +578,8 @@ function \name
     .ifc \taps\stride, 72
     ldr     lr, [sp, #48]
     .endif
+    mov     \w, r2
+    add     \p, r1, r6
 2:  ldrd    \a, \b, [sp, #32]
     .if \tile == 4
     ldrd    \c, \d, [sp, #32]
@@ -592,10 +600,13 @@ function \name
     ldrd    \w, r0, [sp, #24]
     add     \p, r0
     \finish \tile, \a, \b, \c, \d
-4:  ldr     r0, [sp, #76]
+4:  ldr     r0, [sp, #108]
+    cmp     r0, #0
+    bne     5b
+    ldr     r0, [sp, #76]
     cmp     r0, #0
     bne     1b
-    add     sp, #88
+    add     sp, #112
     pop     {r4-r11, pc}
     .p2align 2
 9:  .word   .L\name\()_0 + 1, .L\name\()_1 + 1, .L\name\()_2 + 1, .L\name\()_3 + 1
@@ -610,9 +621,9 @@ function \name
     .macro rescale_byte s
     smmlar  \s, \s, r0, \s
     add     \s, \s, \s, asr #31
-    qadd    \s, \s, r1
     asr     \s, \s, r2
-    ssat    \s, #8, \s
+    qadd    \s, \s, r1
+    ssat    \s, #8, \s, asr #1
     .endm
 
     /* y in r12, outputs left in lr: where registers are left. */
@@ -697,6 +708,23 @@ function \name
     str     r0, [sp, #20]
     str     r1, [sp, #44]
     bgt     2b
+    .endm
+
+    /* The same, times a factor that stands where m does. */
+    .macro scaled_in_registers tile, a, b, c, d
+    ldr     r0, [sp]
+    .irp s, \a, \b, \c, \d
+    mul     \s, \s, r0
+    .endr
+    words_in_registers \tile, \a, \b, \c, \d
+    .endm
+
+    .macro scaled_words tile, a, b, c, d
+    ldr     r0, [sp]
+    .irp s, \a, \b, \c, \d
+    mul     \s, \s, r0
+    .endr
+    words   \tile, \a, \b, \c, \d
     .endm
 
     /* One row of a window. Weights at stride 1: (0, 1), (1, 2); (0, 1), (2, 3), (1, 2), (3, 4); (0, 1), (2, 3), (4, 5),
@@ -798,18 +826,21 @@ function \name
     add     r11, lr
     .endm
 
-    depthwise tte_depthwise_3_1_int8, 3, 1, 4, row_3_1, bytes_in_registers, r5, r6, r7, r8, r9, r10
-    depthwise tte_depthwise_3_1_int32, 3, 1, 4, row_3_1, words_in_registers, r5, r6, r7, r8, r9, r10
-    depthwise tte_depthwise_3_2_int8, 3, 2, 4, row_3_2, bytes, r7, r8, r9, r10, r11, r12
-    depthwise tte_depthwise_3_2_int32, 3, 2, 4, row_3_2, words, r7, r8, r9, r10, r11, r12
-    depthwise tte_depthwise_5_1_int8, 5, 1, 4, row_5_1, bytes, r8, r9, r10, r11, r12, lr
-    depthwise tte_depthwise_5_1_int32, 5, 1, 4, row_5_1, words, r8, r9, r10, r11, r12, lr
-    depthwise tte_depthwise_5_2_int8, 5, 2, 2, row_5_2, bytes, r7, r8, , , r9, r10
-    depthwise tte_depthwise_5_2_int32, 5, 2, 2, row_5_2, words, r7, r8, , , r9, r10
-    depthwise tte_depthwise_7_1_int8, 7, 1, 4, row_7_1, bytes, r8, r9, r10, r11, r12, lr
-    depthwise tte_depthwise_7_1_int32, 7, 1, 4, row_7_1, words, r8, r9, r10, r11, r12, lr
-    depthwise tte_depthwise_7_2_int8, 7, 2, 2, row_7_2, bytes, r9, r10, , , r11, r12
-    depthwise tte_depthwise_7_2_int32, 7, 2, 2, row_7_2, words, r9, r10, , , r11, r12
+    depthwise tte_depthwise_3_1_int8, 3, 1, row_3_1, bytes_in_registers, 4, r5, r6, r7, r8, r9, r10
+    depthwise tte_depthwise_3_1_int32, 3, 1, row_3_1, words_in_registers, 4, r5, r6, r7, r8, r9, r10
+    depthwise tte_depthwise_3_1_scaled, 3, 1, row_3_1, scaled_in_registers, 4, r5, r6, r7, r8, r9, r10
+    depthwise tte_depthwise_3_2_int8, 3, 2, row_3_2, bytes, 4, r7, r8, r9, r10, r11, r12
+    depthwise tte_depthwise_3_2_int32, 3, 2, row_3_2, words, 4, r7, r8, r9, r10, r11, r12
+    depthwise tte_depthwise_5_1_int8, 5, 1, row_5_1, bytes, 4, r8, r9, r10, r11, r12, lr
+    depthwise tte_depthwise_5_1_int32, 5, 1, row_5_1, words, 4, r8, r9, r10, r11, r12, lr
+    depthwise tte_depthwise_5_1_scaled, 5, 1, row_5_1, scaled_words, 4, r8, r9, r10, r11, r12, lr
+    depthwise tte_depthwise_5_2_int8, 5, 2, row_5_2, bytes, 2, r7, r8, , , r9, r10
+    depthwise tte_depthwise_5_2_int32, 5, 2, row_5_2, words, 2, r7, r8, , , r9, r10
+    depthwise tte_depthwise_7_1_int8, 7, 1, row_7_1, bytes, 4, r8, r9, r10, r11, r12, lr
+    depthwise tte_depthwise_7_1_int32, 7, 1, row_7_1, words, 4, r8, r9, r10, r11, r12, lr
+    depthwise tte_depthwise_7_1_scaled, 7, 1, row_7_1, scaled_words, 4, r8, r9, r10, r11, r12, lr
+    depthwise tte_depthwise_7_2_int8, 7, 2, row_7_2, bytes, 2, r9, r10, , , r11, r12
+    depthwise tte_depthwise_7_2_int32, 7, 2, row_7_2, words, 2, r9, r10, , , r11, r12
 
     /* Two pixels at x as pairs: channels 0 and 1 in r8 and r11, 2 and 3 in r10 and r9. */
     .macro two_pixels
@@ -837,15 +868,19 @@ function \name
     strh    r10, [r5], #2
     .endm
 
-/* r0 x, r1 bytes from pixel to pixel, r2 planes, r3 bytes from plane to plane, sp+0 pixels, sp+4 what is added. */
+/* r0 x, r1 bytes from pixel to pixel, r2 planes, r3 bytes from plane to plane, sp+0 pixels, sp+4 what is added, sp+8 rows,
+ * sp+12 bytes from row to row of x, sp+16 of a plane. */
 function tte_depthwise_planes
-    push    {r4-r12, lr}
-    ldrd    r6, r7, [sp, #40]
-    add     r4, r2, r3, lsl #1
+    push    {r0, r2-r12, lr}
+    ldrd    r6, r7, [sp, #52]
+    ldr     r8, [sp, #60]
+    cmp     r8, #0
+    it      gt
+    cmpgt   r6, #0
+    ble     6f
+0:  add     r4, r2, r3, lsl #1
     add     r5, r4, r3
     add     r3, r2
-    cmp     r6, #0
-    beq     5f
     tst     r2, #2
     beq     1f
     one_pixel
@@ -886,7 +921,20 @@ function tte_depthwise_planes
 4:  tst     r6, #1
     beq     5f
     one_pixel
-5:  pop     {r4-r12, pc}
+5:  ldrd    r8, r9, [sp, #60]           /* rows left, row to row of x */
+    subs    r8, #1
+    beq     6f
+    str     r8, [sp, #60]
+    ldrd    r0, r2, [sp]
+    ldr     r10, [sp, #68]
+    add     r0, r9
+    add     r2, r10
+    strd    r0, r2, [sp]
+    ldr     r3, [sp, #8]
+    ldr     r6, [sp, #52]
+    b       0b
+6:  add     sp, #12
+    pop     {r4-r12, pc}
 
     /* A pair of taps of four channels, r6 and r7 (b), behind the weights of each. */
     .macro store_taps
@@ -902,14 +950,15 @@ function tte_depthwise_planes
     str     r6, [r5], #4
     .endm
 
-/* r0 w, r1 bytes from tap to tap, r2 weights of the first channel, r3 bytes to the next, sp+0 taps, sp+4 stride. */
+/* r0 w, r1 bytes from tap to tap, r2 weights of the first channel, r3 bytes to the next, sp+0 taps, sp+4 rows, sp+8 stride. */
 function tte_depthwise_pairs
     push    {r4-r11, lr}
     add     r4, r2, r3, lsl #1
     add     r5, r4, r3
     add     r3, r2
-    ldrd    lr, r9, [sp, #36]           /* rows left, stride */
-    mul     r12, lr, r1                 /* bytes of a row */
+    ldrd    r12, lr, [sp, #36]          /* taps, rows left */
+    mul     r12, r12, r1                /* bytes of a row */
+    ldr     r9, [sp, #44]
 1:  mov     r11, r0
     ldr     r10, [sp, #36]
     lsr     r10, #1
@@ -945,9 +994,9 @@ function tte_depthwise_pairs
     ldm     r7!, {r8-r10}
     smmlar  \v, \v, r8, \v
     add     \v, \v, \v, asr #31
-    qadd    \v, \v, r9
     asr     \v, \v, r10
-    ssat    \v, #16, \v               /* so that a pair holds it */
+    qadd    \v, \v, r9
+    ssat    \v, #16, \v, asr #1       /* so that a pair holds it */
     .endm
 
 /* r0 sums of four channels, r1 bytes from channel to channel, r2 outputs, r3 weights of the first, sp+0 bytes to the next,
@@ -1012,6 +1061,60 @@ function tte_depthwise_masked
     bne     1b
     add     sp, #52
     pop     {r4-r11, pc}
+
+    /* Sums of products of e with x from taps 0, 1 and 2. */
+    .macro products name, stride
+function \name
+    push    {r4-r11, lr}
+    ldrd    r12, lr, [sp, #36]
+    sub     r2, r2, lr, lsl #(2 + \stride)
+    sub     r3, r3, lr, lsl #3
+    ldr     r9, [sp, #44]
+    ldm     r9, {r9-r11}
+1:  ldr     lr, [sp, #40]
+2:  ldm     r1!, {r4, r5}
+    .if \stride == 1
+    ldm     r0, {r6-r8}
+    add     r0, #8
+    smlad   r9, r6, r4, r9
+    smlad   r9, r7, r5, r9
+    smlatb  r10, r6, r4, r10
+    smlabt  r10, r7, r4, r10
+    smlatb  r10, r7, r5, r10
+    smlabt  r10, r8, r5, r10
+    smlad   r11, r7, r4, r11
+    smlad   r11, r8, r5, r11
+    .else
+    ldm     r0, {r6-r8}
+    smlabb  r9, r6, r4, r9
+    smlabt  r9, r7, r4, r9
+    smlatb  r10, r6, r4, r10
+    smlatt  r10, r7, r4, r10
+    smlabb  r11, r7, r4, r11
+    smlabt  r11, r8, r4, r11
+    ldrd    r6, r7, [r0, #12]
+    add     r0, #16
+    smlabb  r9, r8, r5, r9
+    smlabt  r9, r6, r5, r9
+    smlatb  r10, r8, r5, r10
+    smlatt  r10, r6, r5, r10
+    smlabb  r11, r6, r5, r11
+    smlabt  r11, r7, r5, r11
+    .endif
+    subs    lr, #1
+    bne     2b
+    add     r0, r2
+    add     r1, r3
+    subs    r12, #1
+    bne     1b
+    ldr     r4, [sp, #44]
+    stm     r4, {r9-r11}
+    pop     {r4-r11, pc}
+    .endm
+
+/* r0 x, r1 e, r2 bytes from row to row of x, r3 of e, sp+0 rows, sp+4 groups of four columns, sp+8 sums. */
+    products tte_depthwise_products_1, 1
+    products tte_depthwise_products_2, 2
 
 /* r0 sums of four channels, r1 bytes from channel to channel, r2 outputs, r3 shift, sp+0 e, sp+4 bytes from pixel to pixel. */
 function tte_depthwise_errors

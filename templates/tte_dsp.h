@@ -537,35 +537,47 @@ static inline const int8_t *tte_window_row(const int8_t *row, int32_t width, int
 /* ---- Depthwise convolution -------------------------------------------------------------------------------------------
  *
  * Four channels at a time are expanded to planes of int16, one after the other, each row of a plane `pitch` bytes, with
- * zeros beside the image. Weights of a channel: bias, the three words of its scale, then rows of pairs; at stride 1 pairs
+ * zeros beside the image. Weights of a channel: bias, the three words of its scale (2m, 2 zero + 1,
+ * right shift - 1), then rows of pairs; at stride 1 pairs
  * from the first tap, then from the second: (0, 1), (2, 3), .. (1, 2), (3, 4) ..; at stride 2 (0, 1), (2, 3), .. (last, 0).
- * Outputs come in tiles of two (5 and 7 taps at stride 2) or four; planes and sums are read and written as whole tiles. */
+ * Outputs come in tiles of two (5 and 7 taps at stride 2) or four; planes and sums are read and written as whole tiles.
+ * They are int8, or the sums as int32, or these times a factor (`scaled`) in place of 2m. */
 typedef struct {
-    const int16_t *x; /* first row and column of the first window */
+    int32_t x; /* bytes to the first row of the windows, in a plane */
+    int32_t first; /* bytes of the rows of weights that are passed over */
+    int32_t back; /* bytes from behind the last row of a window to the next tile's first */
+    int32_t y; /* bytes to the first output */
+    int32_t rows; /* rows of the windows, at most their taps */
+} tte_depthwise_line; /* of outputs */
+
+typedef struct {
+    const int16_t *x;
     const uint32_t *weights;
     void *y;
     int32_t x_step, weights_step, y_step; /* bytes from channel to channel */
-    int32_t first; /* bytes of the rows of weights that are passed over */
-    int32_t rows; /* rows of the window, at most its taps */
+    const tte_depthwise_line *line;
+    int32_t lines;
     int32_t pixel; /* bytes from output to output of an int8 y */
-    int32_t width, channels; /* outputs in a row, channels; at least 1 */
+    int32_t width, channels; /* outputs in a line, channels; at least 1 */
     int32_t pitch;
 } tte_depthwise;
 
 enum { TTE_DEPTHWISE_HEAD = 4 }; /* words of a channel before its rows of weights */
 
-/* `taps` weights of one channel, and a zero behind them, as a row of pairs. */
-static inline uint32_t *tte_depthwise_row(const int32_t *v, int32_t taps, int32_t stride, uint32_t *to) {
-    for (int32_t i = 0; i + 1 < taps + (stride == 2); i += 2) *to++ = tte_pair(v[i], v[i + 1]);
-    for (int32_t i = 1; stride == 1 && i + 1 < taps; i += 2) *to++ = tte_pair(v[i], v[i + 1]);
-    return to;
+/* Requantisation rounded twice (tte_requantise_double), zero point included, for m in [2^30, 2^31) and any right shift: as
+ * tte_rescale, but all bits except one are shifted out before the zero point (twice, and the half) is added. */
+static inline int tte_depthwise_scale_fits(int32_t m, int32_t shift) { return m >= 1 << 30 && shift < 0; }
+
+static inline void tte_depthwise_head(uint32_t *to, int32_t bias, int32_t m, int32_t shift, int32_t zero) {
+    to[0] = (uint32_t)bias;
+    to[1] = (uint32_t)m * 2;
+    to[2] = (uint32_t)(2 * zero + 1);
+    to[3] = (uint32_t)(-shift - 1);
 }
 
-/* The same from weights `step` bytes apart. */
-static inline uint32_t *tte_depthwise_weights(const int8_t *w, int32_t step, int32_t taps, int32_t stride, uint32_t *to) {
-    int32_t v[8] = {0};
-    for (int32_t i = 0; i < taps; i++) v[i] = w[i * step];
-    return tte_depthwise_row(v, taps, stride, to);
+static inline int32_t tte_depthwise_rescale(int32_t acc, const uint32_t *head) {
+    int32_t h = tte_mac_high_word(acc, (int32_t)head[1], acc);
+    return tte_qadd((h + (h >> 31)) >> head[3], (int32_t)head[2]) >> 1;
 }
 
 #if TTE_DSP
@@ -574,28 +586,39 @@ _Static_assert(sizeof(tte_depthwise) == 48, "tte_dsp.S knows the layout");
 #define TTE_DEPTHWISE(name, taps, stride, tile) \
     void tte_depthwise_##name##_int8(const tte_depthwise *d); \
     void tte_depthwise_##name##_int32(const tte_depthwise *d);
+#define TTE_DEPTHWISE_SCALED(name, taps) void tte_depthwise_##name##_scaled(const tte_depthwise *d);
 
-/* n pixels (four channels of each) of a row at x, `step` bytes apart, `add` added, to four planes, `plane` bytes apart. */
-void tte_depthwise_planes(const int8_t *x, int32_t step, int16_t *q, int32_t plane, int32_t n, uint32_t add);
+/* n pixels (four channels of each) of some rows of x, `step` bytes apart, the rows `x_row`, `add` added, to four planes, `plane`
+ * bytes apart, the rows `q_row`. */
+void tte_depthwise_planes(const int8_t *x, int32_t step, int16_t *q, int32_t plane, int32_t n, uint32_t add, int32_t rows,
+                          int32_t x_row, int32_t q_row);
 
-/* The rows of weights of four channels, `taps` taps of `taps` rows, `step` bytes apart. */
-void tte_depthwise_pairs(const int8_t *w, int32_t step, uint32_t *to, int32_t weights_step, int32_t taps, int32_t stride);
+/* Rows of weights of four channels, `rows` rows of `taps` words, `step` bytes apart (a negative step turns them round), as pairs
+ * for outputs `stride` apart. */
+void tte_depthwise_pairs(const void *w, int32_t step, uint32_t *to, int32_t weights_step, int32_t taps, int32_t rows, int32_t stride);
 
 /* n (at least 1) sums of each of four channels, requantised to the whole range of int8, and the bits of those that were not
  * clipped; `bit` and `pixel` are multiples of 4. */
 void tte_depthwise_masked(const int32_t *sums, int32_t step, int32_t n, const uint32_t *weights, int32_t weights_step, int8_t *y,
                           int32_t pixel, uint8_t *mask, uint32_t bit);
 
+/* Adds to three sums the products of `rows` rows of 4 * groups columns of e with x from taps 0, 1 and 2; all at least 1. */
+void tte_depthwise_products_1(const int16_t *x, const int16_t *e, int32_t x_pitch, int32_t e_pitch, int32_t rows, int32_t groups,
+                              int32_t *sums);
+void tte_depthwise_products_2(const int16_t *x, const int16_t *e, int32_t x_pitch, int32_t e_pitch, int32_t rows, int32_t groups,
+                              int32_t *sums);
+
 /* n (at least 1) sums of each of four channels, `step` bytes apart, as errors (tte_to_int8) of pixels `pixel` bytes apart. */
 void tte_depthwise_errors(const int32_t *sums, int32_t step, int32_t n, int32_t shift, int8_t *e, int32_t pixel);
 #else
-static inline int32_t tte_depthwise_sum(const tte_depthwise *d, int32_t channel, int32_t at, int32_t taps, int32_t stride) {
+static inline int32_t tte_depthwise_sum(const tte_depthwise *d, const tte_depthwise_line *line, int32_t channel, int32_t at,
+                                        int32_t taps, int32_t stride) {
     const uint32_t *w = d->weights + channel * d->weights_step / 4;
     const int32_t words = stride == 1 ? taps - 1 : (taps + 1) / 2, odd = stride == 1 && at % 2;
     int32_t sum = (int32_t)w[0];
-    w += TTE_DEPTHWISE_HEAD + d->first / 4;
-    for (int32_t row = 0; row < d->rows; row++, w += words) {
-        const int16_t *x = d->x + (channel * d->x_step + row * d->pitch) / 2 + at * stride;
+    w += TTE_DEPTHWISE_HEAD + line->first / 4;
+    for (int32_t row = 0; row < line->rows; row++, w += words) {
+        const int16_t *x = d->x + (channel * d->x_step + line->x + row * d->pitch) / 2 + at * stride;
         for (int32_t i = 0; i < taps; i++) {
             int32_t j = i - odd;
             uint32_t pair = j < 0 ? w[0] : w[odd * (taps / 2) + j / 2];
@@ -607,49 +630,80 @@ static inline int32_t tte_depthwise_sum(const tte_depthwise *d, int32_t channel,
 }
 
 static inline void tte_depthwise_int8(const tte_depthwise *d, int32_t taps, int32_t stride) {
-    for (int32_t c = 0; c < d->channels; c++) {
-        const int32_t *head = (const int32_t *)d->weights + c * d->weights_step / 4;
-        const tte_scale q = {head[1], head[2], head[3]};
-        int8_t *y = (int8_t *)d->y + c * d->y_step;
-        for (int32_t i = 0; i < d->width; i++)
-            y[i * d->pixel] = (int8_t)tte_saturate8(tte_rescale(tte_depthwise_sum(d, c, i, taps, stride), &q));
+    for (int32_t i = 0; i < d->channels * d->lines; i++) {
+        const int32_t c = i / d->lines;
+        const uint32_t *head = d->weights + c * d->weights_step / 4;
+        const tte_depthwise_line *line = d->line + i % d->lines;
+        int8_t *y = (int8_t *)d->y + c * d->y_step + line->y;
+        for (int32_t n = 0; n < d->width; n++)
+            y[n * d->pixel] = (int8_t)tte_saturate8(tte_depthwise_rescale(tte_depthwise_sum(d, line, c, n, taps, stride), head));
     }
 }
 
-static inline void tte_depthwise_int32(const tte_depthwise *d, int32_t taps, int32_t stride, int32_t tile) {
-    for (int32_t c = 0; c < d->channels; c++) {
-        int32_t *y = (int32_t *)d->y + c * d->y_step / 4;
-        for (int32_t i = 0; i < (d->width + tile - 1) / tile * tile; i++) y[i] = tte_depthwise_sum(d, c, i, taps, stride);
+static inline void tte_depthwise_int32(const tte_depthwise *d, int32_t taps, int32_t stride, int32_t tile, int scaled) {
+    for (int32_t i = 0; i < d->channels * d->lines; i++) {
+        const int32_t c = i / d->lines;
+        const tte_depthwise_line *line = d->line + i % d->lines;
+        int32_t *y = (int32_t *)d->y + (c * d->y_step + line->y) / 4;
+        const uint32_t factor = scaled ? d->weights[c * d->weights_step / 4 + 1] : 1;
+        for (int32_t n = 0; n < (d->width + tile - 1) / tile * tile; n++)
+            y[n] = (int32_t)((uint32_t)tte_depthwise_sum(d, line, c, n, taps, stride) * factor);
     }
 }
 
 #define TTE_DEPTHWISE(name, taps, stride, tile) \
     static inline void tte_depthwise_##name##_int8(const tte_depthwise *d) { tte_depthwise_int8(d, taps, stride); } \
-    static inline void tte_depthwise_##name##_int32(const tte_depthwise *d) { tte_depthwise_int32(d, taps, stride, tile); }
+    static inline void tte_depthwise_##name##_int32(const tte_depthwise *d) { tte_depthwise_int32(d, taps, stride, tile, 0); }
+#define TTE_DEPTHWISE_SCALED(name, taps) \
+    static inline void tte_depthwise_##name##_scaled(const tte_depthwise *d) { tte_depthwise_int32(d, taps, 1, 4, 1); }
 
-static inline void tte_depthwise_planes(const int8_t *x, int32_t step, int16_t *q, int32_t plane, int32_t n, uint32_t add) {
-    for (int32_t i = 0; i < n; i++, x += step) {
-        for (int32_t c = 0; c < 4; c++) q[c * plane / 2 + i] = (int16_t)(x[c] + tte_low(add));
+static inline void tte_depthwise_planes(const int8_t *x, int32_t step, int16_t *q, int32_t plane, int32_t n, uint32_t add, int32_t rows,
+                                        int32_t x_row, int32_t q_row) {
+    for (int32_t row = 0; row < rows; row++) {
+        for (int32_t i = 0; i < n; i++) {
+            for (int32_t c = 0; c < 4; c++) q[c * plane / 2 + row * q_row / 2 + i] = (int16_t)(x[row * x_row + i * step + c] + tte_low(add));
+        }
     }
 }
 
-static inline void tte_depthwise_pairs(const int8_t *w, int32_t step, uint32_t *to, int32_t weights_step, int32_t taps,
+static inline void tte_depthwise_pairs(const void *w, int32_t step, uint32_t *to, int32_t weights_step, int32_t taps, int32_t rows,
                                        int32_t stride) {
     for (int32_t c = 0; c < 4; c++) {
-        uint32_t *row = to + c * weights_step / 4;
-        for (int32_t ky = 0; ky < taps; ky++) row = tte_depthwise_weights(w + c + ky * taps * step, step, taps, stride, row);
+        uint32_t *pair = to + c * weights_step / 4;
+        const int8_t *v = (const int8_t *)w + c;
+        for (int32_t ky = 0; ky < rows; ky++, v += taps * step) {
+            for (int32_t i = 0; i + 1 < taps; i += 2) *pair++ = tte_pair(v[i * step], v[(i + 1) * step]);
+            for (int32_t i = 1; stride == 1 && i < taps; i += 2) *pair++ = tte_pair(v[i * step], v[(i + 1) * step]);
+            if (stride == 2) *pair++ = tte_pair(v[(taps - 1) * step], 0);
+        }
     }
 }
 
 static inline void tte_depthwise_masked(const int32_t *sums, int32_t step, int32_t n, const uint32_t *weights, int32_t weights_step,
                                         int8_t *y, int32_t pixel, uint8_t *mask, uint32_t bit) {
     for (int32_t i = 0; i < 4 * n; i++) {
-        const int32_t c = i % 4, *head = (const int32_t *)weights + c * weights_step / 4, at = i / 4 * pixel + c;
-        const tte_scale q = {head[1], head[2], head[3]};
-        int32_t v = tte_rescale(sums[c * step / 4 + i / 4], &q);
+        const int32_t c = i % 4, at = i / 4 * pixel + c;
+        int32_t v = tte_depthwise_rescale(sums[c * step / 4 + i / 4], weights + c * weights_step / 4);
         tte_set_bit(mask, bit + (uint32_t)at, v == tte_saturate8(v));
         y[at] = (int8_t)tte_saturate8(v);
     }
+}
+
+static inline void tte_depthwise_products(const int16_t *x, const int16_t *e, int32_t x_pitch, int32_t e_pitch, int32_t rows,
+                                          int32_t columns, int32_t stride, int32_t *sums) {
+    for (int32_t row = 0; row < rows; row++, x += x_pitch / 2, e += e_pitch / 2) {
+        for (int32_t i = 0; i < 3 * columns; i++) sums[i % 3] = tte_wrap_add(sums[i % 3], x[i / 3 * stride + i % 3] * e[i / 3]);
+    }
+}
+
+static inline void tte_depthwise_products_1(const int16_t *x, const int16_t *e, int32_t x_pitch, int32_t e_pitch, int32_t rows,
+                                            int32_t groups, int32_t *sums) {
+    tte_depthwise_products(x, e, x_pitch, e_pitch, rows, 4 * groups, 1, sums);
+}
+
+static inline void tte_depthwise_products_2(const int16_t *x, const int16_t *e, int32_t x_pitch, int32_t e_pitch, int32_t rows,
+                                            int32_t groups, int32_t *sums) {
+    tte_depthwise_products(x, e, x_pitch, e_pitch, rows, 4 * groups, 2, sums);
 }
 
 static inline void tte_depthwise_errors(const int32_t *sums, int32_t step, int32_t n, int32_t shift, int8_t *e, int32_t pixel) {
@@ -664,6 +718,23 @@ TTE_DEPTHWISE(5_1, 5, 1, 4)
 TTE_DEPTHWISE(5_2, 5, 2, 2)
 TTE_DEPTHWISE(7_1, 7, 1, 4)
 TTE_DEPTHWISE(7_2, 7, 2, 2)
+TTE_DEPTHWISE_SCALED(3_1, 3)
+TTE_DEPTHWISE_SCALED(5_1, 5)
+TTE_DEPTHWISE_SCALED(7_1, 7)
+
+/* Four channels from c on of a tap whose weights are split into trained and frozen channels; `t` runs after c: the trained
+ * channels below it. */
+static inline uint32_t tte_depthwise_gather(const int8_t *w_trained, const int8_t *w_frozen, const uint16_t *channel, int32_t trained,
+                                            int32_t frozen, int32_t tap, int32_t c, int32_t t) {
+    uint32_t word = 0;
+    for (int32_t j = 0; j < 4; j++) {
+        const int own = t < trained && channel[t] == c + j;
+        uint32_t v = (uint8_t)(own ? w_trained[tap * trained + t] : w_frozen[tap * frozen + c + j - t]);
+        t += own;
+        word |= v << 8 * j;
+    }
+    return word;
+}
 
 /* Zeros in `columns` columns of n rows, `pitch` bytes apart. */
 static inline void tte_depthwise_zeros(int16_t *q, int32_t columns, int32_t n, int32_t pitch) {
@@ -675,12 +746,12 @@ static inline void tte_depthwise_zeros(int16_t *q, int32_t columns, int32_t n, i
 /* A row of a channel's sums, requantised; with `mask` its bits from number `bit`, both `pixel` apart. */
 static inline void tte_depthwise_finish(const int32_t *sums, int32_t n, int32_t m, int32_t shift, const int32_t *range, int8_t *y,
                                         uint8_t *mask, uint32_t bit, int32_t pixel) {
-    const int fits = tte_scale_fits(m, shift);
+    const int fits = tte_depthwise_scale_fits(m, shift);
     const int32_t zero = range[0], low = range[1], high = range[2];
-    tte_scale q = {0, 0, 0};
-    if (fits) q = tte_make_scale(m, shift, zero);
+    uint32_t head[TTE_DEPTHWISE_HEAD];
+    tte_depthwise_head(head, 0, m, shift, zero);
     for (int32_t i = 0; i < n; i++, y += pixel, bit += (uint32_t)pixel) {
-        int32_t v = fits ? tte_rescale(sums[i], &q) : tte_requantise_double(sums[i], m, shift) + zero;
+        int32_t v = fits ? tte_depthwise_rescale(sums[i], head) : tte_requantise_double(sums[i], m, shift) + zero;
         if (mask) tte_set_bit(mask, bit, v >= low && v <= high);
         *y = (int8_t)tte_clamp(v, low, high);
     }

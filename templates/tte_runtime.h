@@ -17,6 +17,15 @@ _Static_assert((-3 >> 1) == -2, "right shifts of negative numbers must be arithm
 #define TTE_NOINLINE __attribute__((noinline))
 #endif
 
+/* Whether this is a computer with wide vectors: some kernels then go pixel by pixel, in loops that compilers vectorise. */
+#ifndef TTE_WIDE
+#if defined(__SSE2__) || defined(__ARM_NEON)
+#define TTE_WIDE 1
+#else
+#define TTE_WIDE 0
+#endif
+#endif
+
 /* What a training step can be told at run time. */
 typedef struct {
     uint32_t learning_rate; /* factor in [0, 32768] on the base learning rate, Q15 */
@@ -27,6 +36,16 @@ typedef struct {
 static inline int32_t tte_clamp(int32_t v, int32_t low, int32_t high) { return v < low ? low : v > high ? high : v; }
 
 static inline int64_t tte_clamp64(int64_t v, int64_t low, int64_t high) { return v < low ? low : v > high ? high : v; }
+
+/* The nearest int8. */
+static inline int32_t tte_nearest8(int32_t v) {
+#if defined(__ARM_FEATURE_SAT) && defined(__thumb2__)
+    __asm__("ssat %0, #8, %0" : "+r"(v));
+    return v;
+#else
+    return tte_clamp(v, -128, 127);
+#endif
+}
 
 static inline uint32_t tte_max(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
@@ -41,14 +60,12 @@ static inline int32_t tte_wrap_add(int32_t a, int32_t b) { return (int32_t)((uin
 /* gemmlowp SaturatingRoundingDoublingHighMul. */
 static inline int32_t tte_high_mul(int32_t a, int32_t b) {
     if (a == INT32_MIN && b == INT32_MIN) return INT32_MAX;
-    int64_t ab = (int64_t)a * b;
-    int64_t nudge = ab >= 0 ? (int64_t)1 << 30 : 1 - ((int64_t)1 << 30);
-    return (int32_t)((ab + nudge) / ((int64_t)1 << 31));
+    return (int32_t)(((int64_t)a * b + ((int64_t)1 << 30)) >> 31); /* nearest, halves up: of both signs */
 }
 
 /* gemmlowp RoundingDivideByPOT: x / 2^exponent, half away from zero, 0 <= exponent <= 31. */
 static inline int32_t tte_divide_by_pot(int32_t x, int32_t exponent) {
-    int32_t mask = (int32_t)(((int64_t)1 << exponent) - 1);
+    int32_t mask = (int32_t)((1u << exponent) - 1);
     int32_t threshold = (mask >> 1) + (x < 0);
     return (x >> exponent) + ((x & mask) > threshold);
 }
@@ -56,7 +73,8 @@ static inline int32_t tte_divide_by_pot(int32_t x, int32_t exponent) {
 /* x * m * 2^(s - 31), rounded twice: CONV_2D, DEPTHWISE_CONV_2D, ADD, MEAN ... */
 static inline int32_t tte_requantise_double(int32_t x, int32_t m, int32_t s) {
     int32_t left = s > 0 ? s : 0, right = s > 0 ? 0 : -s;
-    return tte_divide_by_pot(tte_high_mul((int32_t)((uint32_t)x << left), m), right);
+    x = (int32_t)(((int64_t)(int32_t)((uint32_t)x << left) * m + ((int64_t)1 << 30)) >> 31); /* tte_high_mul; m is not negative */
+    return tte_divide_by_pot(x, right);
 }
 
 /* x * m * 2^(s - 31), rounded once: FULLY_CONNECTED. */
@@ -82,7 +100,8 @@ static inline int32_t tte_int8_shift(uint32_t max_abs) {
 /* s8(rs(acc, s)) for 0 <= s <= 25. */
 static inline int8_t tte_to_int8(int32_t acc, int32_t s) {
     int32_t half = s ? (int32_t)1 << (s - 1) : 0; /* the first bit that is shifted out rounds */
-    return (int8_t)tte_clamp((acc >> s) + ((acc & half) != 0), -127, 127);
+    int32_t v = tte_nearest8((acc >> s) + ((acc & half) != 0));
+    return (int8_t)(v < -127 ? -127 : v);
 }
 
 /* Windows: the first tap inside the input, and the one past the last, for a window that starts at `start`. */
@@ -99,33 +118,58 @@ static inline int32_t tte_source(int32_t distance, int32_t stride, int32_t size)
     return distance < 0 || distance % stride || distance / stride >= size ? -1 : distance / stride;
 }
 
-/* Shifts a 16-bit error right by the distance of two exponents before they are added. */
-static inline int32_t tte_align(int32_t v, int32_t distance) {
-    return distance > 20 ? 0 : distance > 0 ? (v + (1 << (distance - 1))) >> distance : v;
-}
-
-/* The sum of two errors in units of the first, Q8: the one with the larger exponent is shifted to the other's, rounded. */
+/* The sum of two errors in units of the first, Q8: the one with the larger exponent is shifted to the other's, rounded. Where
+ * the exponents are near, all of it is one sum of products and one shift. */
 typedef struct {
-    int32_t k, ratio, a_half, a_shift, b_half, b_shift;
+    int32_t k, near, a_factor, b_factor, half, shift, a_half, a_shift;
 } tte_merge;
 
 static inline tte_merge tte_make_merge(int32_t ka, int32_t kb, int32_t ratio) {
     int32_t k = ka < kb ? ka : kb;
-    int32_t a = ka - k < 21 ? ka - k : 21, b = kb - k < 21 ? kb - k : 21; /* 21 leaves nothing of 16 bits */
-    tte_merge m = {k, ratio, a ? 1 << (a - 1) : 0, a, 64 + (b ? 64 << b : 0), 7 + b};
+    int32_t a = ka - k < 21 ? ka - k : 21, b = kb - k < 21 ? kb - k : 21; /* 21 leaves nothing of 16 bits; one of them is 0 */
+    tte_merge m = {k, a <= 8 && b <= 8, 256, ratio, 64 + (b ? 64 << b : 0), 7 + b, a ? 1 << (a - 1) : 0, a};
+    if (m.near) m.a_factor = 1 << (15 - a + b);
     return m;
 }
 
 static inline int32_t tte_merged(const tte_merge *m, int32_t a, int32_t b) {
-    return ((a * 256 + m->a_half) >> m->a_shift) + ((b * m->ratio + m->b_half) >> m->b_shift);
+    if (m->near) return (a * m->a_factor + b * m->b_factor + m->half) >> m->shift;
+    return ((a * 256 + m->a_half) >> m->a_shift) + ((b * m->b_factor + m->half) >> m->shift);
+}
+
+/* y = the sum of a and b, requantised; gives its exponent. y may be a or b. */
+__attribute__((unused)) TTE_NOINLINE static int32_t tte_merge_errors(const int8_t *a, int32_t ka, const int8_t *b, int32_t kb,
+                                                                  int32_t ratio, int32_t count, int8_t *y) {
+    const tte_merge m = tte_make_merge(ka, kb, ratio);
+    uint32_t sizes = 0;
+    if (m.near) {
+        for (int32_t i = 0; i < count; i++) sizes |= tte_abs((a[i] * m.a_factor + b[i] * m.b_factor + m.half) >> m.shift);
+    } else {
+        for (int32_t i = 0; i < count; i++) sizes |= tte_abs(tte_merged(&m, a[i], b[i]));
+    }
+    const int32_t s = tte_int8_shift(sizes);
+    if (m.near) {
+        const int32_t shift = m.shift + s, half = m.half + (s ? 1 << (shift - 1) : 0);
+        for (int32_t i = 0; i < count; i++) {
+            int32_t v = tte_nearest8((a[i] * m.a_factor + b[i] * m.b_factor + half) >> shift);
+            y[i] = (int8_t)(v < -127 ? -127 : v);
+        }
+    } else {
+        for (int32_t i = 0; i < count; i++) y[i] = tte_to_int8(tte_merged(&m, a[i], b[i]), s);
+    }
+    return m.k + 8 - s;
 }
 
 /* Stateless random numbers: equal whatever the order of the loops. */
 static inline uint32_t tte_hash(uint32_t x) {
+    uint32_t first = 0x7feb352du, second = 0x846ca68bu;
+#ifdef __thumb__
+    __asm__("" : "+r"(first), "+r"(second)); /* keep both in registers: GCC would make one from the other each time */
+#endif
     x ^= x >> 16;
-    x *= 0x7feb352du;
+    x *= first;
     x ^= x >> 15;
-    x *= 0x846ca68bu;
+    x *= second;
     return x ^ (x >> 16);
 }
 
@@ -293,8 +337,20 @@ static inline int32_t tte_apply_residual(int32_t w, int32_t *residual, int32_t m
 
 /* The same for a residual of four bits as it is stored, less its sign: `r` is it plus 8; gives weight and r in one number. */
 static inline int32_t tte_apply_nibble(int32_t w, int32_t r, int32_t d, uint32_t u) {
-    int32_t both = tte_clamp(w * 16 + r - ((d + (int32_t)(u & 4095)) >> 12), -2048, 2047);
+    int32_t both = w * 16 + r - ((d + (int32_t)(u & 4095)) >> 12);
+#if defined(__ARM_FEATURE_SAT) && defined(__thumb2__)
+    __asm__("ssat %0, #12, %0" : "+r"(both));
+#else
+    if (both > 2047) both = 2047;
+#endif
     return both < -2032 ? -2032 : both;
+}
+
+static inline void tte_apply_step4(int8_t *w, uint8_t *residual, int32_t at, int32_t d, uint32_t u) {
+    if (d == 0) return;
+    int32_t shift = 4 * (at & 1), old = (*residual >> shift & 15) ^ 8, both = tte_apply_nibble(*w, old, d, u);
+    *w = (int8_t)(both >> 4);
+    *residual = (uint8_t)(*residual ^ ((both & 15) ^ old) << shift);
 }
 
 /* Applies steps to `count` weights with residuals of four bits, from number `at` on. Their random numbers are those of their
@@ -304,28 +360,37 @@ __attribute__((unused)) TTE_NOINLINE static void tte_apply_steps4(int8_t *w, uin
                                                                const uint16_t *channel) {
     const int32_t *end = d + count;
     w += at;
-    while (d < end) {
-        uint8_t *r = residual + (at >> 1);
-        if (!channel && !(at & 1) && end - d > 1 && d[0] && d[1]) { /* one random number, one byte of residuals */
-            uint32_t u = tte_hash(key + ((uint32_t)at >> 1));
-            int32_t old = *r ^ 0x88;
-            int32_t low = tte_apply_nibble(w[0], old & 15, d[0], u), high = tte_apply_nibble(w[1], old >> 4, d[1], u >> 16);
-            w[0] = (int8_t)(low >> 4);
-            w[1] = (int8_t)(high >> 4);
-            *r = (uint8_t)(((low & 15) | (high & 15) << 4) ^ 0x88);
-            d += 2, w += 2, at += 2;
-            continue;
-        }
-        if (*d) {
-            int32_t shift = 4 * (at & 1), old = (*r >> shift & 15) ^ 8;
-            uint32_t place = channel ? (uint32_t)(index + *channel) : (uint32_t)at;
-            int32_t both = tte_apply_nibble(*w, old, *d, tte_random16(key, place));
-            *w = (int8_t)(both >> 4);
-            *r = (uint8_t)(*r ^ ((both & 15) ^ old) << shift);
-        }
-        d++, w++, at++;
-        if (channel) channel++;
+    residual += at >> 1;
+    if (at & 1 && d < end) {
+        tte_apply_step4(w++, residual++, at, *d++, tte_random16(key, (uint32_t)(channel ? index + *channel++ : at)));
+        at++;
     }
+    for (; end - d > 1; d += 2, w += 2, at += 2, residual++) { /* two that share a byte of residuals */
+        if (d[0] | d[1]) {
+            uint32_t u[2];
+            if (channel) {
+                u[0] = tte_random16(key, (uint32_t)(index + channel[0]));
+                u[1] = tte_random16(key, (uint32_t)(index + channel[1]));
+            } else {
+                u[0] = tte_hash(key + ((uint32_t)at >> 1));
+                u[1] = u[0] >> 16;
+            }
+            int32_t r = *residual ^ 0x88;
+            if (d[0]) {
+                int32_t both = tte_apply_nibble(w[0], r & 15, d[0], u[0]);
+                w[0] = (int8_t)(both >> 4);
+                r = (r & 0xf0) | (both & 15);
+            }
+            if (d[1]) {
+                int32_t both = tte_apply_nibble(w[1], r >> 4, d[1], u[1]);
+                w[1] = (int8_t)(both >> 4);
+                r = (r & 15) | (both & 15) << 4;
+            }
+            *residual = (uint8_t)(r ^ 0x88);
+        }
+        if (channel) channel += 2;
+    }
+    if (d < end) tte_apply_step4(w, residual, at, *d, tte_random16(key, (uint32_t)(channel ? index + *channel : at)));
 }
 
 static inline int32_t tte_imax(int32_t a, int32_t b) { return a > b ? a : b; }

@@ -37,6 +37,11 @@ SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 KINDS = ("portable", "dsp", "dsp roomy")
 CORES = ("cortex-m0plus", "cortex-m4", "cortex-m7")
 _END = 0xFFFFFFFF
+_CROSS = "arm-none-eabi-gcc"
+_VECTORS = """\
+extern void _start(void);
+__attribute__((section(".vectors"), used)) static const void *const vectors[2] = {(void *)0x20400000, (void *)_start};
+"""
 _T = TypeVar("_T")
 _LOGITS = "any"
 
@@ -139,6 +144,7 @@ class Bench:
     def __init__(self, plans: Mapping[str, Plan], folder: Path, compiler: str = "gcc") -> None:
         self.plans, self.folder, self.compiler = dict(plans), folder, compiler
         self.sources: list[Path] = []
+        self.defines: tuple[str, ...] = ()  # for the sanitized executable
         for name, p in plans.items():
             for path, text in codegen.render(p, name, "test").items():
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -168,11 +174,42 @@ class Bench:
         main = self.folder / "src" / "bench.c"
         main.write_text(self._main())
         self.sources.append(main)
-        objects = self.compile(self.compiler, *SANITIZE)  # not optimised: compiling is what takes the time
+        objects = self.compile(self.compiler, *self.defines, *SANITIZE)  # not optimised: compiling is what takes the time
         self.sources.remove(main)
         program = self.folder / "bench"
         subprocess.run([self.compiler, *SANITIZE, *map(str, objects), "-o", str(program)], check=True)
         return program
+
+    @functools.cached_property
+    def emulated(self) -> Path:
+        """The executable for a Cortex-M7 in QEMU, with the loops in assembly; files stand for its standard streams."""
+        vectors = self.folder / "src" / "vectors.c"
+        vectors.write_text(_VECTORS)
+        main = self.folder / "src" / "bench.c"
+        main.write_text(self._main())
+        loops = list((self.folder / "src").glob("tte_dsp.S"))
+        extra = [vectors, main, *loops]
+        self.sources += extra
+        flags = ("-O2", "-mthumb", "-mcpu=cortex-m7")
+        objects = self.compile(_CROSS, "-DTTE_FILES", *flags)
+        self.sources = [s for s in self.sources if s not in extra]
+        program = self.folder / "bench.elf"
+        places = [f"-Wl,{place}" for place in ("--section-start=.vectors=0", "-Ttext=0x10000", "-Tdata=0x60000000")]
+        command = [_CROSS, *flags, "--specs=rdimon.specs", *places, *map(str, objects), "-o", str(program)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[:4000]
+        return program
+
+    def _answer(self, requests: bytes, emulated: bool) -> tuple[bytes, int, str]:
+        """What the program answers, its exit status and its last words."""
+        if not emulated:
+            done = subprocess.run([str(self.program)], input=requests, capture_output=True, check=False)
+            return done.stdout, done.returncode, done.stderr.decode(errors="replace")[:3000]
+        (self.folder / "request.bin").write_bytes(requests)
+        command = ["qemu-system-arm", "-M", "mps2-an500", "-nographic", "-monitor", "none", "-serial", "none"]
+        command += ["-semihosting-config", "enable=on,target=native", "-kernel", str(self.emulated)]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, check=False, timeout=600)
+        return (self.folder / "answer.bin").read_bytes(), done.returncode, done.stderr.decode(errors="replace")[:3000]
 
     def _main(self) -> str:
         texts, table = [], []
@@ -205,8 +242,11 @@ class Bench:
         text = _MAIN.read_text(encoding="utf-8")
         return text.replace("/* @includes@ */", includes).replace("/* @models@ */", models)
 
-    def check(self, calls: Mapping[str, Iterable[Call]], seed: int = 0) -> int:
+    def check(self, calls: Mapping[str, Iterable[Call]], seed: int = 0, *, emulated: bool = False) -> int:
         """Makes the calls in C and in the reference and compares; gives the number of values compared.
+
+        Args:
+            emulated: in QEMU, on the core the kernels are written for, instead of here with sanitizers.
 
         Raises:
             AssertionError: naming program, call, operator, tensor, index and both values; or what a sanitizer said.
@@ -215,8 +255,8 @@ class Bench:
         named = [(name, call) for name, several in calls.items() for call in several]
         index = {name: i for i, name in enumerate(self.plans)}
         requests = b"".join(self._request(index[name], self.plans[name], call, random) for name, call in named)
-        done = subprocess.run([str(self.program)], input=requests, capture_output=True, check=False)
-        answer = _Answer(done.stdout, f"status {done.returncode}: {done.stderr.decode(errors='replace')[:3000]}")
+        data, status, words = self._answer(requests, emulated)
+        answer = _Answer(data, f"status {status}: {words}")
         executors: dict[str, Executor] = {}
         compared = 0
         for number, (name, call) in enumerate(named):
@@ -226,7 +266,7 @@ class Bench:
                 fresh = {t.name: p.program.graph.data(t.name) for t in p.program.graph.of_role(Role.PARAM)}
                 executor.params = {**fresh, **call.params}
             compared += _compare(p, call, executor, answer, f"{name}, call {number}")
-        assert not done.returncode, answer.failure
+        assert not status, answer.failure
         return compared
 
     def _request(self, index: int, p: Plan, call: Call, random: np.random.Generator) -> bytes:

@@ -22,7 +22,7 @@ static uint32_t next_row;
 /* What every model's read_row does: each row is asked for once, in order. */
 static inline void supply(uint32_t rows, uint32_t row_bytes, int32_t row, int8_t *destination) {
     if (row < 0 || (uint32_t)row != next_row || next_row >= rows) {
-        fprintf(stderr, "row %d of %u is asked for, not row %u\n", (int)row, rows, next_row);
+        fprintf(stderr, "row %d of %u is asked for, not row %u\n", (int)row, (unsigned)rows, (unsigned)next_row);
         exit(5);
     }
     uint8_t *from = sample + next_row++ * row_bytes;
@@ -41,7 +41,7 @@ static void put(const void *from, size_t n) { if (n) fwrite(from, 1, n, stdout);
 static void unchanged(const char *what, const uint8_t *a, const uint8_t *b, uint32_t n, uint32_t step) {
     for (uint32_t i = 0; i < n; i++) {
         if (a[i] == b[i]) continue;
-        fprintf(stderr, "model %d step %u changes the %s at %u, not its own\n", (int)(now - models), step, what, i);
+        fprintf(stderr, "model %d step %u changes the %s at %u, not its own\n", (int)(now - models), (unsigned)step, what, (unsigned)i);
         exit(3);
     }
 }
@@ -62,6 +62,9 @@ void tte_trace(uint32_t step) {
 }
 
 int main(void) {
+#ifdef TTE_FILES
+    if (!freopen("request.bin", "rb", stdin) || !freopen("answer.bin", "wb", stdout)) return 6;
+#endif
     uint32_t head[7]; /* model, train, learning rate, seed, step, label, 1: load the state, 2: from the input */
     while (fread(head, 1, sizeof head, stdin) == sizeof head) {
         now = &models[head[0]];
@@ -82,7 +85,7 @@ int main(void) {
         if (head[1]) result = now->train((int32_t)head[5]);
         else now->infer();
         if (next_row != now->rows) {
-            fprintf(stderr, "model %d asked for %u of its %u rows\n", (int)(now - models), next_row, now->rows);
+            fprintf(stderr, "model %d asked for %u of its %u rows\n", (int)(now - models), (unsigned)next_row, (unsigned)now->rows);
             exit(5);
         }
         uint32_t end = 0xFFFFFFFFu;

@@ -124,7 +124,8 @@ def test_no_recursion(tmp_path: Path) -> None:
         files = codegen.render(made.plan, "m", "n")
         text = files["src/tte_runtime.h"] + files["src/m_kernels.h"] + files["src/m.c"]
         text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
-        defined = re.compile(r"^(?:static )?(?:inline )?(?:const )?\w+ \**(\w+)\([^;{]*\) \{", re.M)
+        before = r"^(?:__attribute__\(\(\w+\)\) )?(?:TTE_NOINLINE )?(?:static )?(?:inline )?(?:const )?"
+        defined = re.compile(before + r"\w+ \**(\w+)\([^;{]*\) \{", re.M)
         functions = [(m[1], m.start(), m.end()) for m in defined.finditer(text)]
         for (name, _, body), (_, end, _) in zip(functions, [*functions[1:], ("", len(text), 0)], strict=True):
             later = {n for n, start, _ in functions if start >= body} | {name}

@@ -117,6 +117,19 @@ def bias_step(a: I64, m: I64, t: I64, k: I64, eta: I64) -> I64:
     return np.clip(fixed.round_shift(a * (m * eta >> 15), k - t + 7), -(1 << 30), 1 << 30)
 
 
+def merge_rows() -> I64:
+    """Two errors with their exponents, up to 30 apart either way, and the ratio of their factors."""
+    error, exponent = between(-127, 127), between(0, 30)
+    ends = random_rows(between(-127, -126), exponent, between(126, 127), exponent, between(1 << 14, (1 << 15) - 1))
+    return np.concatenate([ends, random_rows(error, exponent, error, exponent, between(1 << 14, (1 << 15) - 1), count=20000)])
+
+
+def merged(a: int, ka: int, b: int, kb: int, ratio: int) -> int:
+    k = min(ka, kb)
+    low, high = np.array([a << 8]), np.array([(b * ratio + 64) >> 7])
+    return int((_align(low, int(ka - k)) + _align(high, int(kb - k)))[0])
+
+
 def apply_rows(residual: int) -> I64:
     """Weight, residual, D, u: all weights with extreme steps, and random ones."""
     all_w = np.arange(-127, 128)[:, None]
@@ -169,12 +182,7 @@ FUNCTIONS = (
         lambda: random_rows(int32s),
         np.vectorize(lambda v: fixed.to_int8(np.array([v]))[1]),
     ),
-    Function(
-        "align",
-        "tte_align(a[0], a[1])",
-        lambda: np.concatenate([columns(np.clip(ties(max(s, 1)), -(1 << 24), 1 << 24), s) for s in range(40)]),
-        np.vectorize(lambda v, d: int(_align(np.array([v]), int(d))[0])),
-    ),
+    Function("merged", "merged(a[0], a[1], a[2], a[3], a[4])", merge_rows, np.vectorize(merged)),
     Function("hash", "tte_hash(a[0])", lambda: random_rows(uint32s), fixed.hash32),
     Function(
         "random_key",
@@ -227,6 +235,10 @@ DRIVER = """
 static int64_t residual(int32_t w, int32_t r, int32_t move, int32_t bits, int part) {
     int32_t next = tte_apply_residual(w, &r, move, bits);
     return part ? r : next;
+}
+static int64_t merged(int32_t a, int32_t ka, int32_t b, int32_t kb, int32_t ratio) {
+    tte_merge m = tte_make_merge(ka, kb, ratio);
+    return tte_merged(&m, a, b);
 }
 static int64_t nibble(int32_t low, int32_t high, int second) {
     uint8_t both = 0x5a;

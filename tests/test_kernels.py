@@ -266,6 +266,23 @@ def test_equals_the_reference(group: str, kernels: str, tmp_path: Path) -> None:
     assert made.check(calls) > 40_000
 
 
+@needs("gcc")
+def test_equals_the_reference_without_wide_vectors(tmp_path: Path) -> None:
+    """What portable kernels do on a microcontroller, where this computer would go pixel by pixel."""
+    made, calls = bench("wide", tmp_path)
+    made.defines = ("-DTTE_WIDE=0",)
+    assert made.check(calls) > 40_000
+
+
+@needs("arm-none-eabi-gcc", "qemu-system-arm")
+@pytest.mark.parametrize("kernels", ["dsp roomy", pytest.param("dsp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("group", GROUPS)
+def test_equals_the_reference_on_its_core(group: str, kernels: str, tmp_path: Path) -> None:
+    """The same in QEMU, where SIMD instructions and assembly run instead of their twins in C."""
+    made, calls = bench(group, tmp_path, kernels)
+    assert made.check(calls, emulated=True) > 40_000
+
+
 def _flavour(graph: Graph) -> set[tuple[object, ...]]:
     """What distinguishes the text of a graph's kernels, but for the sizes."""
     found = set()

@@ -17,6 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("profile",),
     ("verify", "report", "tradeoff", "picture"),
     ("run",),
+    ("search",),
     ("project", "inspection"),
     ("native",),
     ("firmware",),

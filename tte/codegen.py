@@ -26,6 +26,7 @@ _C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "uint16": 
 _C_TYPES |= {"bit": "uint8_t", "int4": "uint8_t"}
 _STATE_ALIGN = 4
 _NAME_LIMIT = 48
+_FN = "@fn@"  # a kernel's name while its text is compared
 _HEADERS = frozenset({
     "assert", "complex", "ctype", "errno", "fenv", "float", "inttypes", "iso646", "limits", "locale", "math", "setjmp",
     "signal", "stdalign", "stdarg", "stdatomic", "stdbool", "stddef", "stdint", "stdio", "stdlib", "stdnoreturn",
@@ -97,20 +98,21 @@ def comment(text: str) -> str:
     return re.sub(r"[^ -)+-~]", "_", text)
 
 
-def render(plan: Plan, name: str, note: str, target: str = "") -> dict[str, str]:
+def render(plan: Plan, name: str, note: str, target: str = "", *, switches: bool = False) -> dict[str, str]:
     """The library: file path to text.
 
     Args:
         name: C prefix and library name, an identifier.
         note: one line for people: model, scheme, numerics.
         target: code for another target than the plan's, in the same memory: "portable" for the host's fast twin.
+        switches: every step can be switched off, for `tte.search.twin`; `src/twin.c` drives it.
     """
-    return _Library(plan, name, note, target or plan.program.target).files()
+    return _Library(plan, name, note, target or plan.program.target, switches).files()
 
 
 class _Library:
-    def __init__(self, plan: Plan, name: str, note: str, target: str) -> None:
-        self.plan, self.name, self.note, self.target = plan, name, comment(note), target
+    def __init__(self, plan: Plan, name: str, note: str, target: str, switches: bool) -> None:
+        self.plan, self.name, self.note, self.target, self.switches = plan, name, comment(note), target, switches
         self.needs: set[str] = set()
         self.program, self.graph = plan.program, plan.program.graph
         loader = jinja2.FileSystemLoader(resources.path("templates"))
@@ -119,7 +121,7 @@ class _Library:
         )
         self.names = _Names()
         self.functions: dict[tuple[str, tuple[tuple[str, object], ...]], str] = {}
-        self.bodies: list[str] = []
+        self.bodies: dict[str, str] = {}
         self.segments: list[dict[str, object]] = []
         self.tables: dict[str, str] = {}
         self.shared: dict[tuple[str, str, bytes], str] = {}
@@ -139,6 +141,8 @@ class _Library:
             **{f"src/{file}": (resources.path("templates") / file).read_text(encoding="utf-8") for file in self._runtime()},
             "library.json": json.dumps(self._manifest(), indent=2) + "\n",
         }
+        if self.switches:
+            rendered["src/twin.c"] = self.env.get_template("twin.c.j2").render(context)
         return {path: re.sub(r"\n{3,}", "\n\n", text) for path, text in rendered.items()}
 
     def _runtime(self) -> tuple[str, ...]:
@@ -180,6 +184,8 @@ class _Library:
             "loss_unit": loss.unit if loss else "",
             "truth": self._view(TRUTH) if truth else None,
             "by_label": by_label,
+            "switches": self.switches,
+            "steps": len(graph.nodes),
             "classes": graph.type(program.kept[0]).elements if program.trains else 0,
             "views": [self._view(t) for b in self.plan.buffers for t in b.tensors],
             "buffers": {t: b for b in self.plan.buffers for t in b.tensors},
@@ -190,7 +196,10 @@ class _Library:
             "shared": [s for s in steps if s.index < program.shared],
             "alone": [s for s in steps if program.shared <= s.index < program.forward],
             "training": [s for s in steps if s.index >= program.forward],
-            "functions": self.bodies,
+            "functions": [
+                body.replace(_FN, name).replace(f"static void {name}(", f"TTE_NOINLINE\nstatic void {name}(", 1)
+                for body, name in self.bodies.items()
+            ],
             "dsp": "dsp" in self.needs,
             "tables": self.tables,
             "declarations": list(declarations(self.tables)),
@@ -278,11 +287,12 @@ class _Library:
         key = (kernel.template, tuple(sorted(kernel.params.items())))
         self.needs.add(kernel.needs)
         if key not in self.functions:
-            count = sum(1 for template, _ in self.functions if template == kernel.template)
-            name = self.functions[key] = f"{kernel.template.replace('/', '_')}_{count}"
             template = self.env.get_template(f"kernels/{kernel.template}.c.j2")
-            body = template.render(kernel.params, fn=name).strip()
-            self.bodies.append(body.replace(f"static void {name}(", f"TTE_NOINLINE\nstatic void {name}(", 1))
+            body = template.render(kernel.params, fn=_FN).strip()
+            # Parameters that do not show in the text (sizes in a table) make no other function.
+            base = kernel.template.replace("/", "_")
+            count = sum(1 for name in self.bodies.values() if name.rpartition("_")[0] == base)
+            self.functions[key] = self.bodies.setdefault(body, f"{base}_{count}")
         return self.functions[key]
 
     def _argument(self, name: str, writes: bool) -> str:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tte import toolchain
-from tte.errors import ToolchainError
+from tte.errors import DataError, ToolchainError
 from tte.firmware import COMMON_FLAGS, HOST_SOURCES, Project
 
+#: Where a project keeps the library without any core's own instructions, if its own has some: made by `keep_portable`.
+PORTABLE = Path("host", "portable")
 # The fast twin: auto-vectorised for this very computer; integers give the same bytes.
 _FAST = ("-O3", "-march=native")
-_SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g")
+# The checked one runs what the device runs, and not what is written for wide vectors.
+_SANITIZE = ("-DTTE_WIDE=0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g")
 
 
 def build_host(project: Project, *, sanitize: bool = True, trace: bool = False, timeout_s: float = 600) -> Path:
@@ -24,7 +29,8 @@ def build_host(project: Project, *, sanitize: bool = True, trace: bool = False, 
     The program lies in the project's folder `host/`, named after the hash of all it is made of, and is built once.
 
     Args:
-        sanitize: with address and undefined-behaviour checks, which stop the program.
+        sanitize: the device's own code with address and undefined-behaviour checks, which stop the program; else the
+            fastest code for this computer that computes the same bytes.
         trace: with the arena sent after each step of a train step.
 
     Raises:
@@ -32,12 +38,15 @@ def build_host(project: Project, *, sanitize: bool = True, trace: bool = False, 
     """
     compiler = toolchain.require("cc")
     library = project.folder / "lib" / project.library
+    if not sanitize and (project.folder / PORTABLE).is_dir():
+        library = project.folder / PORTABLE
     sources = [project.folder / "src" / name for name in HOST_SOURCES]
     sources += sorted((library / "src").rglob("*.c"))
     read = sorted({*sources, project.folder / "src" / "port.h", *(library / "src").rglob("*.h")})
     read += sorted((library / "include").rglob("*.h"))
     flags = [*COMMON_FLAGS, *(_SANITIZE if sanitize else _FAST), *(("-DTTE_TRACE",) if trace else ())]
-    flags += [f"-I{folder}" for folder in ("src", f"lib/{project.library}/include", f"lib/{project.library}/src")]
+    own = library.relative_to(project.folder)
+    flags += [f"-I{folder}" for folder in ("src", own / "include", own / "src")]
     digest = hashlib.sha256(repr((compiler, flags)).encode())
     for file in read:
         content = file.read_bytes()
@@ -58,6 +67,26 @@ def build_host(project: Project, *, sanitize: bool = True, trace: bool = False, 
         _run([compiler, *flags, *map(str, objects), "-o", str(linked)], project.folder, timeout_s)
         os.replace(linked, program)
     return program
+
+
+def keep_portable(folder: Path, library_files: Mapping[str, str] | None) -> None:
+    """Keeps the library's portable twin in the project's folder, for the fast program; None: the library itself is portable.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    place = folder / PORTABLE
+    wanted = {place / path: text.encode() for path, text in (library_files or {}).items() if path.endswith((".c", ".h"))}
+    try:
+        for old in [f for f in place.rglob("*") if f.is_file() and f not in wanted]:
+            old.unlink()
+        if not wanted:
+            shutil.rmtree(place, ignore_errors=True)
+        for path, content in wanted.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    except OSError as error:
+        raise DataError(f"cannot write the project: {error}", where=str(place)) from None
 
 
 def _run(command: list[str], folder: Path, timeout_s: float) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tte
-from tte import codegen, files, firmware, steps, toolchain
+from tte import codegen, files, firmware, native, steps, toolchain
 from tte.board import Board
 from tte.compiler import Compiled, Options, compile_model
 from tte.errors import BoardError, DataError, ModelError, ToolchainError
@@ -135,6 +135,8 @@ def build(
         if memory.ram_bytes > limit:
             raise too_large("RAM", memory.ram_bytes, limit, board, compiled.plan)
         finished = Build(out, name, board, compiled, memory, digest)
+        own = options.target != "portable"
+        native.keep_portable(out, codegen.render(compiled.plan, name, note, target="portable") if own else None)
         _keep(finished, model, options)
     return finished
 

@@ -48,7 +48,6 @@ def _fit(table: bytes, ra: float, rb: float, c: float) -> Affine | None:
     largest = 30 - int(np.ceil(np.log2(reach)))
     a = np.arange(-128, 128, dtype=np.int64)[:, None]
     b = a.T
-    # Only next to a step can a pair be wrong.
     for shift in range(largest + 1, max(largest + 1 - _SHIFTS, 0), -1):
         for ka, kb in _near(ra * 2.0**shift, rb * 2.0**shift):
             low, high = _interval(wanted, a * ka + b * kb, shift)
@@ -62,7 +61,8 @@ def _fit(table: bytes, ra: float, rb: float, c: float) -> Affine | None:
 
 def _near(x: float, y: float) -> Iterator[tuple[int, int]]:
     """Pairs of integers near (x, y), the nearest first."""
-    steps = sorted(((i, j) for i in range(-_REACH, _REACH + 1) for j in range(-_REACH, _REACH + 1)), key=lambda p: abs(p[0]) + abs(p[1]))
+    reach = range(-_REACH, _REACH + 1)
+    steps = sorted(((i, j) for i in reach for j in reach), key=lambda p: abs(p[0]) + abs(p[1]))
     yield from ((round(x) + i, round(y) + j) for i, j in steps)
 
 
@@ -80,4 +80,5 @@ def _fits(form: Affine) -> bool:
     ends = np.array([-128, 127])
     part = ends * form.ka + form.c
     total = part[:, None] + ends * form.kb
-    return max(np.abs(ends * form.ka).max(), abs(form.c), np.abs(part).max(), np.abs(ends * form.kb).max(), np.abs(total).max()) <= INT32_MAX
+    largest = [np.abs(v).max() for v in (ends * form.ka, ends * form.kb, part, total)]
+    return int(max(*largest, abs(form.c))) <= INT32_MAX

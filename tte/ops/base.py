@@ -182,7 +182,8 @@ class Op:
             raise NotImplementedError
         if how.whole:
             kernel = self.kernel(t)
-            return replace(kernel, params={**kernel.params, "rows": True, "x_ring": x_ring, "y_ring": y_ring})
+            params = {**kernel.params, "rows": True, "x_ring": x_ring, "y_ring": y_ring}
+            return replace(kernel, params=params, instructions=kernel.instructions // t.outs[0].shape[1])
         return self.kernel(Types(tuple(map(one_row, t.ins)), tuple(map(one_row, t.outs))))
 
     def optional_outputs(self) -> tuple[int, ...]:

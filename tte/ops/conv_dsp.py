@@ -54,6 +54,11 @@ def tile_instructions(count: int, finish: int) -> int:
     return 11 * count + 3 * -(-(count - 1) // 16) + 9 + finish
 
 
+def _windowed(g: Geometry) -> bool:
+    """Whether a pixel of the output is made of more than the same pixel of the input."""
+    return (g.k_h, g.k_w, g.pad_h, g.pad_w) != (1, 1, 0, 0) or (g.in_h, g.in_w) != (g.out_h, g.out_w)
+
+
 def kernels(
     g: Geometry,
     params: Mapping[str, int | str | bool],
@@ -72,7 +77,7 @@ def kernels(
     split = (trained, g.in_c - trained) if trained else (run,)
     count = pairs(g.k_h * run) if gather else sum(map(pairs, split)) * g.k_h * (g.k_w if trained else 1)
     pixels = g.out_w if rings else g.out_h * g.out_w
-    window = (g.k_h, g.k_w, g.stride_h, g.stride_w, g.pad_h, g.pad_w) != (1, 1, 1, 1, 0, 0) or g.in_h != g.out_h or g.in_w != g.out_w
+    window = _windowed(g)
     if g.terms > _MAX_TERMS:
         return ()
     if not window and not rings and pixels < 4:
@@ -167,7 +172,7 @@ def input_grad_kernels(
         return ()
     taps = g.k_h * g.k_w
     count = pairs(g.out_c) * taps
-    window = (g.k_h, g.k_w, g.pad_h, g.pad_w) != (1, 1, 0, 0) or g.in_h != g.out_h or g.in_w != g.out_w
+    window = _windowed(g)
     kinds = {"buffered": buffered, "trained": trained > 0, "window": window}
     found = []
     for block in blocks(pixels):
@@ -204,7 +209,7 @@ def weight_update_kernels(g: Geometry, portable: Kernel, channels: int) -> tuple
     """
     pixels, taps = g.out_h * g.out_w, g.k_h * g.k_w
     params = portable.params
-    window = (g.k_h, g.k_w, g.stride_h, g.stride_w, g.pad_h, g.pad_w) != (1, 1, 1, 1, 0, 0)
+    window = _windowed(g)
     listed = any(label == "channel" for label, _ in portable.tables)
     kinds = {"window": window, "trained": listed} | {k: params[k] for k in ("gathered", "mode", "batch")}
     gathers = listed and not params["gathered"]
@@ -215,7 +220,8 @@ def weight_update_kernels(g: Geometry, portable: Kernel, channels: int) -> tuple
             continue
         block = -(-block // 4) * 4
         sizes = {name: int(getattr(g, name)) for name in _SIZES} | {"block": block, "chunk": chunk}
-        names, table = shape_table({**sizes, "x_zero": int(params["x_zero"]), "trains": channels, "stream": int(params["stream"])})
+        sizes |= {"x_zero": int(params["x_zero"]), "trains": channels, "stream": int(params["stream"])}
+        names, table = shape_table(sizes)
         depth = pairs(block)
         workspace = 16 * depth + 4 * depth * chunk + 24 * chunk + g.in_c + (4 * chunk if gathers else 0)
         quads, chunks, times = -(-g.out_c // 4), -(-channels // chunk), -(-pixels // block)

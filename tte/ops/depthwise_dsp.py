@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from tte.ops.linear import Geometry
 
 #: Outputs of a tile, and instructions for a tile's row of the window and for the rest of a tile, by taps and stride.
-_TILES = {(3, 1): (4, 11, 34), (3, 2): (4, 11, 37), (5, 1): (4, 16, 37), (5, 2): (2, 9, 24), (7, 1): (4, 21, 37), (7, 2): (2, 11, 24)}
+_TILES = {
+    (3, 1): (4, 11, 34),
+    (3, 2): (4, 11, 37),
+    (5, 1): (4, 16, 37),
+    (5, 2): (2, 9, 24),
+    (7, 1): (4, 21, 37),
+    (7, 2): (2, 11, 24),
+}
 #: Words of a channel before its rows of weights.
 _HEAD = 4
 _FULL = {"y_min": -128, "y_max": 127}
@@ -59,6 +66,10 @@ class Loop:
         """Bytes of four channels' weights."""
         return 16 * (_HEAD + rows * self.words)
 
+    def prepare(self, rows: int) -> float:
+        """Instructions that pair the weights of four channels."""
+        return 140 + rows * (12 + 14 * self.words)
+
     def instructions(self, width: int, rows: float, sums: bool = False) -> float:
         """Of one row of outputs of one channel.
 
@@ -67,20 +78,21 @@ class Loop:
             sums: they stay int32.
         """
         tile, row, rest = _TILES[self.taps, self.stride]
-        return 24 + -(-width // tile) * (rows * row + (10 if sums else rest))
+        return 23 + -(-width // tile) * (rows * row + (10 if sums else rest))
 
 
 def _parts(width: int, tile: int) -> Iterator[int]:
     """Widths worth expanding at once: the whole row, a half, and so on."""
     yield width
     while width > _SMALLEST:
-        width = max(_SMALLEST, -(-(-(-width // 2)) // tile) * tile)
+        half = (width + 1) // 2
+        width = max(_SMALLEST, -(-half // tile) * tile)
         yield width
 
 
 def _expand(width: int, lines: float) -> float:
     """Instructions that expand rows of four channels."""
-    return lines * (45 + 6.2 * width)
+    return 40 + lines * (26 + 6.2 * width)
 
 
 def rows_inside(size: int, outputs: int, taps: int, stride: int, pad: int) -> float:
@@ -101,6 +113,7 @@ def fits(g: Geometry) -> bool:
 
 
 def _ascending(trained: Sequence[int]) -> bool:
+    """Whether the list of trained channels can be walked along with the channels."""
     return list(trained) == sorted(trained)
 
 
@@ -121,7 +134,7 @@ def kernels(
     if not fits(g) or params["acc"] or params["rounding"] != "double" or not _ascending(trained):
         return ()
     by_name = dict(tables)
-    short = (by_name["multiplier"] >= 1 << 30) & (by_name["shift"] <= -1) & (by_name["shift"] >= -22)
+    short = (by_name["multiplier"] >= 1 << 30) & (by_name["shift"] < 0)  # tte_depthwise_scale_fits
     full = all(params[k] == v for k, v in _FULL.items())
     mask = bool(params["mask"])
     sums = mask or not full or not short.all()
@@ -138,26 +151,29 @@ def kernels(
     inside = rows_inside(g.in_h, g.out_h, g.k_h, g.stride_h, g.pad_h)
     out_h, groups = (1 if rings else g.out_h), -(-g.in_c // 4)
     found = []
-    for held in (g.k_h,) if rings or g.in_h <= g.k_h else (g.k_h, g.in_h):
+    for held, lines in _blocks(g, rings is not None, mask):
         rolls = not rings and held < g.in_h
         table_rows = 2 * g.k_h - 1 if rolls else g.k_h
         small = False
         for chunk in _parts(g.out_w, loop.tile):
-            held = min(held, max(g.in_h, 1))
-            workspace = loop.weights(table_rows) + 4 * held * loop.pitch(chunk) + (16 if mask else 4) * sums * loop.rounded(chunk)
-            if found and small and workspace < _SMALL:
+            workspace = loop.weights(table_rows) + 20 * lines + 4 * held * loop.pitch(chunk)
+            workspace += (16 * lines if mask else 4) * sums * loop.rounded(chunk)
+            if small:
                 continue
             small = workspace <= _SMALL
-            names, table = shape_table({**sizes, "held": held, "chunk": chunk})
+            names, table = shape_table({**sizes, **({} if rings else {"lines": lines}), "held": held, "chunk": chunk})
             work = 0.0
             for start in range(0, g.out_w, chunk):
                 width = min(chunk, g.out_w - start)
-                lines = inside if rings else g.in_h
-                per_group = 4 * (60 + table_rows * (9 + 4 * loop.taps)) + _expand(width * loop.stride, lines)
-                per_row = 4 * loop.instructions(width, g.k_h if rolls else inside, sums and (mask or not full)) + 50
-                if sums and (mask or not full):
-                    per_row += 4 * (40 + width * (28 if mask else 14))
-                work += groups * (per_group + out_h * per_row) + 60 + 8 * 4 * held
+                per_group = loop.prepare(g.k_h) + (20 * (g.k_h - 1) * loop.words if rolls else 0)
+                per_group += _expand(width * loop.stride, inside if rings else g.in_h)
+                per_row = 4 * loop.instructions(width, g.k_h if rolls else inside, mask or not full)
+                per_row += 80 / lines + 40 * rolls
+                if mask:
+                    per_row += 4 * 15 * width + 70
+                elif not full:
+                    per_row += 4 * (40 + width * 14)
+                work += groups * (per_group + out_h * per_row + 80) + 60 + 8 * 4 * held
             found.append(
                 Kernel(
                     "dsp/depthwise_conv2d",
@@ -169,6 +185,14 @@ def kernels(
                 )
             )
     return tuple(found)
+
+
+def _blocks(g: Geometry, by_rows: bool, mask: bool) -> list[tuple[int, int]]:
+    """Rows of x that planes hold, and rows of outputs that are summed at once, worth offering."""
+    if by_rows:
+        return [(min(g.k_h, g.in_h), 1)]
+    whole = [(g.in_h, g.out_h)] + ([(g.in_h, 1)] if mask else [])
+    return whole if g.in_h <= g.k_h else [(g.k_h, 1), *whole]
 
 
 #: Taps of the loop (stride 1) that sums dX, by the layer's taps and stride.
@@ -199,18 +223,21 @@ def input_grad_kernels(
     inside = rows_inside(g.out_h, g.in_h, taps, 1, taps - 1 - g.pad_h) if stride == 1 else taps / stride * 0.9
     groups, widest = -(-g.in_c // 4), -(-g.in_w // stride)
     found = []
-    for held in sorted({min(rows, g.out_h), g.out_h}):
+    for held, lines in ((min(rows, g.out_h), 1), (g.out_h, 1), (g.out_h, g.in_h)):
         for chunk in _parts(widest, loop.tile):
             parts = [min(chunk, widest - at) for at in range(0, widest, chunk)]
-            kept = sum(4 * loop.rounded(n) for n in parts) * stride * g.in_h * groups if buffered else 4 * loop.rounded(chunk)
-            workspace = stride * loop.weights(taps) + 4 * held * loop.pitch(chunk) + 4 * kept
-            names, table = shape_table({**sizes, "held": held, "chunk": chunk})
-            lines = g.out_h if held == g.out_h else g.in_h * inside
-            work = 4 * stride * (40 + taps * (25 + 10 * loop.taps // stride))
+            kept = sum(map(loop.rounded, parts)) * stride * g.in_h * groups if buffered else lines * loop.rounded(chunk)
+            workspace = stride * loop.weights(taps) + 20 * lines + 4 * held * loop.pitch(chunk) + 16 * kept
+            names, table = shape_table({**sizes, "lines": lines, "held": held, "chunk": chunk})
+            line_rows = g.out_h if held == g.out_h else g.in_h * inside
+            gather = 9 * taps * taps if stride == 2 else 0
+            work, finish = stride * loop.prepare(taps) + gather, 26.5 * g.in_h * g.in_w
             for width in parts:
-                calls = g.in_h * stride
-                work += _expand(width, lines) + calls * (80 + 4 * loop.instructions(width, inside, True) + 13 * loop.rounded(width))
-            finish = calls * len(parts) * 40 + 26.5 * g.in_h * g.in_w
+                calls = g.in_h * stride / lines
+                joined = lines > 1 and stride == 1 and width == g.in_w and width % 4 == 0
+                work += _expand(width, line_rows) + calls * 90 + (60 * g.in_h if lines == 1 else 0)
+                work += g.in_h * stride * (4 * loop.instructions(width, inside, True) + 13 * loop.rounded(width))
+                finish += calls * 40 + (0 if joined else 35 * g.in_h * stride)
             total = groups * (work + finish if buffered else 2 * work + finish)
             found.append(
                 Kernel(
@@ -222,4 +249,52 @@ def input_grad_kernels(
                     instructions=round(total),
                 )
             )
+    return tuple(found)
+
+
+def weight_update_kernels(g: Geometry, portable: Kernel, trained: Sequence[int]) -> tuple[Kernel, ...]:
+    """Candidates for dW with its update: rows of the error that are expanded at once.
+
+    Args:
+        portable: the portable kernel: its parameters and tables serve here too.
+        trained: channels that train; empty: all.
+    """
+    params = portable.params
+    channels = len(trained) or g.in_c
+    if not fits(g) or not _ascending(trained) or (params["gathered"] and channels < 4):
+        return ()
+    loop = Loop(g.k_w, g.stride_w)
+    kinds = {name: params[name] for name in ("gathered", "mode", "batch")}
+    kinds |= {"k": loop.taps, "stride": loop.stride, "trained": bool(trained)}
+    sizes = {name: int(getattr(g, name)) for name in ("in_h", "in_w", "out_h", "out_w", "out_c", "pad_h", "pad_w")}
+    sizes |= {"x_zero": int(params["x_zero"]), "channels": channels, "stream": int(params["stream"])}
+    taps, stride, columns = loop.taps, loop.stride, -(-g.out_w // 4)
+    cells = taps * (taps - 1) // 2 * 3
+    groups = len({c // 4 for c in trained}) if trained else -(-g.in_c // 4)
+    inside = rows_inside(g.in_h, g.out_h, taps, stride, g.pad_h)
+    found = []
+    for band in dict.fromkeys((1, *(b for b in (4, 16) if b < g.out_h), g.out_h)):
+        x_rows = min(g.in_h, (band - 1) * stride + taps)
+        pitch = ((4 * columns - 1) * stride + taps + 1) // 2 * 4
+        workspace = 16 * cells + 4 * (pitch * x_rows + 8 * columns * band)
+        bands = -(-g.out_h // band)
+        names, table = shape_table({**sizes, "band": band})
+        lines = 0
+        for first in range(0, g.out_h, band):
+            top, last = first * stride - g.pad_h, (min(first + band, g.out_h) - 1) * stride - g.pad_h + taps
+            lines += max(0, min(g.in_h, last) - max(0, top))
+        per_group = _expand(g.in_w, lines) + _expand(g.out_w, g.out_h) + 16 * cells + bands * (taps * 40 + 60) + 150
+        triple = bands * 45 + g.out_h * inside / taps * (5 + columns * (13 if stride == 1 else 18))
+        per_channel = cells / 3 * triple + taps * taps * 60 + 60
+        found.append(
+            Kernel(
+                "dsp/depthwise_weight_update",
+                {**kinds, "shape_names": names},
+                (*portable.tables, ("shape", table)),
+                workspace,
+                control=True,
+                needs="dsp",
+                instructions=round(groups * per_group + channels * per_channel),
+            )
+        )
     return tuple(found)

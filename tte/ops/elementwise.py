@@ -97,7 +97,7 @@ class Elementwise(Op):
             params = {k: v for k, v in params.items() if k not in own} | {
                 "a_k": form.ka, "b_k": form.kb, "c": form.c, "shift": form.shift
             }  # fmt: skip
-            return Kernel("affine", params, instructions=20 + (22 if self.mask else 8) * t.outs[0].elements)
+            return Kernel("affine", params, instructions=20 + (16 if self.mask else 9) * t.outs[0].elements)
         return Kernel("elementwise", params | self.multipliers(t))
 
     def affine(self, t: Types) -> Affine | None:

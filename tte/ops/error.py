@@ -69,7 +69,7 @@ class Merge(Op):
     def kernel(self, t: Types) -> Kernel:
         m, exponent = self.ratio(t)
         n = t.ins[0].elements
-        return Kernel("merge", {"elements": n, "ratio_m": m, "ratio_t": exponent}, instructions=50 + 34 * n)
+        return Kernel("merge", {"elements": n, "ratio_m": m, "ratio_t": exponent}, instructions=150 + 25 * n)
 
 
 def _align(v: I64, distance: int) -> I64:

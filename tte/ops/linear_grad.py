@@ -252,7 +252,7 @@ class WeightUpdate(Update):
 
     def fast_kernels(self, t: Types) -> tuple[Kernel, ...]:
         if self.geometry.depthwise:
-            return ()
+            return depthwise_dsp.weight_update_kernels(self.geometry, self.kernel(t), self.trained)
         return conv_dsp.weight_update_kernels(self.geometry, self.kernel(t), self.channels)
 
 
@@ -332,7 +332,7 @@ class BiasUpdate(Update):
         pixels, channels = t.ins[0].elements // self.channels, self.channels
         shape = np.array([pixels, channels, 4 * self.stream + _BIAS_STREAM], np.int32)
         tables = (("step_m", m), ("step_t", exponent), ("shape", shape))
-        instructions = 50 + channels * 70 + pixels * (channels // 8 * 9 + channels % 8 * 6)
+        instructions = 50 + channels * 78 + pixels * (channels // 8 * 9 + channels % 8 * 6)
         params: dict[str, int | str | bool] = {"mode": self.mode, "batch": self.batch}
         return (Kernel("dsp/bias_update", params, tables, control=True, needs="dsp", instructions=instructions),)
 

@@ -55,7 +55,10 @@ class Pool(Op):
         return alike(self.title, t)
 
     def kernel(self, t: Types) -> Kernel:
-        return Kernel(self.title.lower().removesuffix("_2d"), window_params(self.geometry(t.ins[0])) | {"rows": False})
+        g = self.geometry(t.ins[0])
+        instructions = t.outs[0].elements * (12 + 7 * g.k_h * g.k_w)  # measured: 5 to 10 a tap
+        params = window_params(g) | {"rows": False}
+        return Kernel(self.title.lower().removesuffix("_2d"), params, instructions=instructions)
 
     def rows(self, t: Types) -> Rows | None:
         g = self.geometry(t.ins[0])
@@ -219,7 +222,8 @@ class Mean(Op):
             "mask": self.mask,
             "mask_bytes": (t.outs[0].elements + 7) // 8,
         }
-        return Kernel("mean", params, workspace=4 * t.outs[0].elements)
+        instructions = 7 * t.ins[0].elements + 30 * t.outs[0].elements
+        return Kernel("mean", params, workspace=4 * t.outs[0].elements, instructions=instructions)
 
     def gradient(self, tape: Tape, node: Node, g: Cotangent) -> None:
         from tte.ops.pool_grad import MeanGrad

@@ -77,7 +77,10 @@ class AveragePoolGrad(PoolGrad):
     def kernel(self, t: Types) -> Kernel:
         table, f = self.prescale()
         params = window_params(self.geometry) | {"f": f, "uneven": f > 0}
-        return Kernel("average_pool_grad", params, (("prescale", table.astype(np.int16)),) if f else ())
+        terms = overlap(self.geometry)
+        instructions = t.outs[0].elements * (20 + (40 if f else 8) * terms)
+        tables = (("prescale", table.astype(np.int16)),) if f else ()
+        return Kernel("average_pool_grad", params, tables, instructions=instructions)
 
 
 @dataclass(frozen=True)

@@ -33,4 +33,6 @@ class SelectChannels(Op):
     def kernel(self, t: Types) -> Kernel:
         in_c, channels = t.ins[0].shape[-1], len(self.channels)
         params: dict[str, int | str | bool] = {"pixels": t.ins[0].elements // in_c, "in_c": in_c, "channels": channels}
-        return Kernel("select_channels", params, (("channel", np.array(self.channels, np.uint16)),))
+        table = ("channel", np.array(self.channels, np.uint16))
+        pixels = t.ins[0].elements // in_c
+        return Kernel("select_channels", params, (table,), instructions=20 + pixels * (5 + 6 * channels))

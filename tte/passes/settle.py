@@ -44,7 +44,8 @@ def _settled(graph: Graph, builder: Builder, node: Node) -> Node:
     low = np.minimum(rows * (-128 - zero), rows * (127 - zero)).sum(1)
     high = np.maximum(rows * (-128 - zero), rows * (127 - zero)).sum(1)
     b = bias.ravel()[odd]
-    ends = [requantise(np.clip(b + v, -(2**31), 2**31 - 1), m[odd], s[odd], op.rounding) + t.outs[0].zero_point for v in (low, high)]
+    sums = [np.clip(b + v, -(2**31), 2**31 - 1) for v in (low, high)]
+    ends = [requantise(v, m[odd], s[odd], op.rounding) + t.outs[0].zero_point for v in sums]
     # Beyond int8 all values are one: clipped.
     first, last = (np.clip(v, -129, 128) for v in ends)
     still = (first == last) & (np.maximum(-low, high) < _STILL) & (b + low >= -(2**31)) & (b + high < 2**31)

@@ -64,7 +64,8 @@ def _best(portable: Kernel, fast: tuple[Kernel, ...], target: str, scratch: int)
     able = [k for k in fast if k.needs in TARGETS[target]]
     if not able:
         return portable
-    fitting = [k for k in able if -(-k.workspace // _ALIGN) * _ALIGN <= scratch]
-    best = min(fitting, key=lambda k: (k.instructions, k.workspace)) if fitting else min(able, key=lambda k: k.workspace)
-    # The host's fast twin runs the portable kernels in the same plan.
+    # The host's fast twin runs the portable kernels in the same plan: their scratch memory is there in any case.
+    least = max(portable.workspace, min(k.workspace for k in able))
+    fitting = [k for k in able if k.workspace <= max(scratch, least)]
+    best = min(fitting, key=lambda k: (k.instructions, k.workspace))
     return replace(best, workspace=max(best.workspace, portable.workspace))

@@ -29,8 +29,9 @@ env.Replace(
 env.Append(
     ASFLAGS=MACHINE,
     ASPPFLAGS=["-x", "assembler-with-cpp"],
-    # -fcallgraph-info=su: the call graph with stack use, from which tte computes the stack's bound
-    CCFLAGS=MACHINE + ["-ffunction-sections", "-fdata-sections", "-fcallgraph-info=su"],
+    # -fcallgraph-info=su: the call graph with stack use, from which tte computes the stack's bound; functions that are
+    # folded into equal ones (-fipa-icf) would be missing in it
+    CCFLAGS=MACHINE + ["-ffunction-sections", "-fdata-sections", "-fcallgraph-info=su", "-fno-ipa-icf"],
     LINKFLAGS=MACHINE + ["-nostdlib", "--specs=nano.specs", "-Wl,--gc-sections"],
     LIBS=["c", "gcc"],
 )

@@ -98,9 +98,8 @@ TTE_NOINLINE
 static void affine_0(const int8_t *a, const int8_t *b, int8_t *y) {
     enum {
         ELEMENTS = 8,
-        A_K = 1697472, B_K = 3545409, C = -65759362, SHIFT = 22, Y_MIN = -128, Y_MAX = 127
-    };
-    for (int32_t i = 0; i < ELEMENTS; i++) y[i] = (int8_t)tte_clamp((a[i] * A_K + C + b[i] * B_K) >> SHIFT, Y_MIN, Y_MAX);
+        A_K = 1697472, B_K = 3545409, C = -65759362, SHIFT = 22    };
+    for (int32_t i = 0; i < ELEMENTS; i++) y[i] = (int8_t)tte_nearest8((a[i] * A_K + C + b[i] * B_K) >> SHIFT);
 }
 
 /* MAX_POOL_2D: x [IN_H, IN_W, CHANNELS] -> y [OUT_H, OUT_W, CHANNELS], the largest tap inside x.
@@ -238,7 +237,7 @@ static void bias_update_0(const int8_t *e, const int32_t *k, int32_t *b,
         int32_t d = tte_bias_step(sum, step_m[c], step_t[c], *k, control->learning_rate);
         if (d == 0) continue;
         int32_t u = (int32_t)tte_random16(key, (uint32_t)c) & 255;
-        b[c] = (int32_t)tte_clamp64((int64_t)b[c] - ((d + u) >> 8), -(1 << 30), 1 << 30);
+        b[c] = tte_apply_bias(b[c], d, u);
     }
 }
 

@@ -99,16 +99,15 @@ TTE_NOINLINE
 static void affine_0(const int8_t *a, const int8_t *b, int8_t *y, uint8_t *mask) {
     enum {
         ELEMENTS = 16,
-        A_K = 1932912, B_K = 3309969, C = 167936414, SHIFT = 22, Y_MIN = -128, Y_MAX = 127
-    };
-    for (int32_t i = 0; i < ELEMENTS;) {
+        A_K = 1932912, B_K = 3309969, C = 167936414, SHIFT = 22, Y_MIN = -128, Y_MAX = 127    };
+    for (int32_t i = 0; i < ELEMENTS; mask++) {
         uint32_t bits = 0;
-        for (uint32_t bit = 1; bit < 256 && i < ELEMENTS; bit <<= 1, i++) {
-            int32_t v = (a[i] * A_K + C + b[i] * B_K) >> SHIFT, inside = tte_clamp(v, Y_MIN, Y_MAX);
-            if (v == inside) bits |= bit;
+        for (int32_t end = i + 8; i < end; i++) {
+            int32_t v = (a[i] * A_K + C + b[i] * B_K) >> SHIFT, inside = tte_nearest8(v);
+            bits = bits >> 1 | (v == inside ? 128 : 0);
             y[i] = (int8_t)inside;
         }
-        *mask++ = (uint8_t)bits;
+        *mask = (uint8_t)bits;
     }
 }
 
@@ -327,7 +326,7 @@ static void bias_update_0(const int8_t *e, const int32_t *k, int32_t *b,
         int32_t d = tte_bias_step(sum, step_m[c], step_t[c], *k, control->learning_rate);
         if (d == 0) continue;
         int32_t u = (int32_t)tte_random16(key, (uint32_t)c) & 255;
-        b[c] = (int32_t)tte_clamp64((int64_t)b[c] - ((d + u) >> 8), -(1 << 30), 1 << 30);
+        b[c] = tte_apply_bias(b[c], d, u);
     }
 }
 
@@ -463,7 +462,7 @@ static void bias_update_1(const int8_t *e, const int32_t *k, int32_t *b,
         int32_t d = tte_bias_step(sum, step_m[c], step_t[c], *k, control->learning_rate);
         if (d == 0) continue;
         int32_t u = (int32_t)tte_random16(key, (uint32_t)c) & 255;
-        b[c] = (int32_t)tte_clamp64((int64_t)b[c] - ((d + u) >> 8), -(1 << 30), 1 << 30);
+        b[c] = tte_apply_bias(b[c], d, u);
     }
 }
 
@@ -535,7 +534,7 @@ static void bias_update_2(const int8_t *e, const int32_t *k, int32_t *b,
         int32_t d = tte_bias_step(sum, step_m[c], step_t[c], *k, control->learning_rate);
         if (d == 0) continue;
         int32_t u = (int32_t)tte_random16(key, (uint32_t)c) & 255;
-        b[c] = (int32_t)tte_clamp64((int64_t)b[c] - ((d + u) >> 8), -(1 << 30), 1 << 30);
+        b[c] = tte_apply_bias(b[c], d, u);
     }
 }
 

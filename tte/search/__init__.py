@@ -1,0 +1,1 @@
+"""The search for update schemes: which layers, biases and channels should learn."""
