@@ -54,7 +54,7 @@ def plan(program: Program, budget: int = 0) -> Plan:
     base = _placed(program)
     limit = max(budget, base.lower_bound + (base.lower_bound // _SLACK if program.target != "portable" else 0))
     # What is granted crowds the arena: where it cannot be placed within the limit, some of it goes.
-    for share in (1.0, 0.95, 0.85, 0.7, 0.0):
+    for share in (1.0, 0.99, 0.98, 0.96, 0.93, 0.89, 0.84, 0.7, 0.0):
         candidate = _with_free_scratch(program, base, limit, share)
         if candidate is program:
             break
