@@ -98,9 +98,9 @@
     .macro rescale s
     smmlar  \s, \s, r2, \s
     add     \s, \s, \s, asr #31
-    qadd    \s, \s, r3
     asr     \s, \s, r1
-    ssat    \s, #8, \s
+    qadd    \s, \s, r3
+    ssat    \s, #8, \s, asr #1
     .endm
 
     .macro finish_int8
@@ -135,10 +135,10 @@
     .macro rescale_marked s
     smmlar  \s, \s, r2, \s
     add     \s, \s, \s, asr #31
-    qadd    \s, \s, r3
     asr     \s, \s, r1
-    ssat    lr, #8, \s
-    sub     \s, \s, lr
+    qadd    \s, \s, r3
+    ssat    lr, #8, \s, asr #1
+    sub     \s, lr, \s, asr #1
     clz     \s, \s                      /* 32 for zero */
     lsl     \s, \s, #3
     bfi     \s, lr, #0, #8

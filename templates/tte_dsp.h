@@ -156,28 +156,27 @@ static inline int32_t tte_high_word(int32_t a, int32_t b) { return (int32_t)(((i
 static inline int32_t tte_mac_high_word(int32_t a, int32_t b, int32_t sum) { return tte_wrap_add(sum, tte_high_word(a, b)); }
 #endif
 
-/* Requantisation rounded twice (tte_requantise_double), zero point and clamp to int8 included, in six instructions.
+/* Requantisation rounded twice (tte_requantise_double), zero point and clamp to int8 included, in five instructions.
  *
- * high_mul(acc, m) is (acc * m + 2^30) >> 31; its division by 2^right, half away from zero, is (h + (h < 0 ? -1 : 0) +
- * 2^(right-1)) >> right, and a zero point can be added before the shift. Where the last sum saturates, so does the
- * result: `right` is at most 22. */
+ * high_mul(acc, m) is (acc * m + 2^30) >> 31; its division by 2^r, half away from zero, is (h + (h < 0 ? -1 : 0) + 2^(r-1)) >> r,
+ * and that is ((h + ...) >> (r-1)) + 1 >> 1, to which the zero point can be added in the last step. Where that sum saturates, the
+ * value is far beyond int8. */
 typedef struct {
-    int32_t m, offset, right;
+    int32_t m, offset, right; /* 2m - 2^32, 1 + 2 * zero point, r - 1 */
 } tte_scale;
 
-/* Whether the short form serves: m in [2^30, 2^31), 1 <= -shift <= 22. */
-static inline int tte_scale_fits(int32_t m, int32_t shift) { return m >= 1 << 30 && shift <= -1 && shift >= -22; }
+/* Whether the short form serves: m in [2^30, 2^31), a shift to the right. */
+static inline int tte_scale_fits(int32_t m, int32_t shift) { return m >= 1 << 30 && shift < 0; }
 
 static inline tte_scale tte_make_scale(int32_t m, int32_t shift, int32_t zero) {
-    int32_t right = -shift;
-    tte_scale q = {(int32_t)((uint32_t)m * 2), zero * (1 << right) + (1 << (right - 1)), right};
+    tte_scale q = {(int32_t)((uint32_t)m * 2), 1 + 2 * zero, -shift - 1};
     return q;
 }
 
 /* The value before the clamp to int8; saturated where it is far beyond. */
 static inline int32_t tte_rescale(int32_t acc, const tte_scale *q) {
     int32_t h = tte_mac_high_word(acc, q->m, acc);
-    return tte_qadd(h + (h >> 31), q->offset) >> q->right;
+    return tte_qadd((h + (h >> 31)) >> q->right, q->offset) >> 1;
 }
 
 /* ---- Matrix products in tiles ----------------------------------------------------------------------------------------
@@ -566,8 +565,6 @@ enum { TTE_DEPTHWISE_HEAD = 4 }; /* words of a channel before its rows of weight
 
 /* Requantisation rounded twice (tte_requantise_double), zero point included, for m in [2^30, 2^31) and any right shift: as
  * tte_rescale, but all bits except one are shifted out before the zero point (twice, and the half) is added. */
-static inline int tte_depthwise_scale_fits(int32_t m, int32_t shift) { return m >= 1 << 30 && shift < 0; }
-
 static inline void tte_depthwise_head(uint32_t *to, int32_t bias, int32_t m, int32_t shift, int32_t zero) {
     to[0] = (uint32_t)bias;
     to[1] = (uint32_t)m * 2;
@@ -746,7 +743,7 @@ static inline void tte_depthwise_zeros(int16_t *q, int32_t columns, int32_t n, i
 /* A row of a channel's sums, requantised; with `mask` its bits from number `bit`, both `pixel` apart. */
 static inline void tte_depthwise_finish(const int32_t *sums, int32_t n, int32_t m, int32_t shift, const int32_t *range, int8_t *y,
                                         uint8_t *mask, uint32_t bit, int32_t pixel) {
-    const int fits = tte_depthwise_scale_fits(m, shift);
+    const int fits = tte_scale_fits(m, shift);
     const int32_t zero = range[0], low = range[1], high = range[2];
     uint32_t head[TTE_DEPTHWISE_HEAD];
     tte_depthwise_head(head, 0, m, shift, zero);

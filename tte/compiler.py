@@ -88,12 +88,18 @@ class Compiled:
 
 
 def compile_model(
-    path: str | Path, options: Options, say: Callable[[str], None] = lambda _: None, *, name: str = ""
+    path: str | Path,
+    options: Options,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    name: str = "",
+    scheme: schemes.UpdateScheme | None = None,
 ) -> Compiled:
     """Imports, normalises, differentiates, prunes, orders and places a model, and proves the plan.
 
     Args:
         name: the model's name, if it is not the file's.
+        scheme: what trains, instead of `options.update`.
 
     Raises:
         ModelError: the model or the scheme cannot be run or trained.
@@ -108,13 +114,13 @@ def compile_model(
     if options.classes:
         forward = verify(replace_head(forward, options.classes, options.head_seed))
     dumps.append(("2-normalised", forward.text()))
-    if options.update == "none":
+    if options.update == "none" and scheme is None:
         program = schedule(verify(settle(forward)), forward.outputs, target=options.target)
         result = _planned(program, options)
         return Compiled(result, forward, options, {}, "none", None, 0.0, None, tuple(dumps))
     head = find(forward)
     loss = choose_loss(forward, head, options.loss)
-    scheme = schemes.load(options.update, forward)
+    scheme = scheme or schemes.load(options.update, forward)
     updates = schemes.resolve(forward, scheme, head.node)
     derived = derive(forward, head, loss, updates, options.numerics)
     dumps.append(("3-derived", derived.text()))

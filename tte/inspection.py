@@ -101,7 +101,7 @@ def _operator(graph: Graph, index: int) -> OperatorFacts:
     node = graph.nodes[index]
     types = Types(graph.types(node.inputs), graph.types(node.outputs))
     constants = [n for n in node.inputs if graph.tensors[n].role is Role.CONST]
-    why = _why_frozen(graph, index)
+    why = why_frozen(graph, index)
     return OperatorFacts(
         index=index,
         name=node.name,
@@ -131,7 +131,7 @@ def _weight_quantisation(graph: Graph, inputs: tuple[str, ...]) -> str:
     return ""
 
 
-def _why_frozen(graph: Graph, index: int) -> str:
+def why_frozen(graph: Graph, index: int) -> str:
     """Why no gradient reaches an operator: its own nature, or an operator between it and the loss."""
     own = graph.nodes[index].op.not_differentiable
     tail = _after_logits(graph)

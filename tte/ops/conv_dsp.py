@@ -211,7 +211,7 @@ def weight_update_kernels(g: Geometry, portable: Kernel, channels: int) -> tuple
     params = portable.params
     window = _windowed(g)
     listed = any(label == "channel" for label, _ in portable.tables)
-    kinds = {"window": window, "trained": listed} | {k: params[k] for k in ("gathered", "mode", "batch")}
+    kinds = {"window": window, "trained": listed} | {k: params[k] for k in ("gathered", "mode", "batch", "step_type")}
     gathers = listed and not params["gathered"]
     every = -(-channels // 4) * 4
     found = []

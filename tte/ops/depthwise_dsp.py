@@ -264,7 +264,7 @@ def weight_update_kernels(g: Geometry, portable: Kernel, trained: Sequence[int])
     if not fits(g) or not _ascending(trained) or (params["gathered"] and channels < 4):
         return ()
     loop = Loop(g.k_w, g.stride_w)
-    kinds = {name: params[name] for name in ("gathered", "mode", "batch")}
+    kinds = {name: params[name] for name in ("gathered", "mode", "batch", "step_type")}
     kinds |= {"k": loop.taps, "stride": loop.stride, "trained": bool(trained)}
     sizes = {name: int(getattr(g, name)) for name in ("in_h", "in_w", "out_h", "out_w", "out_c", "pad_h", "pad_w")}
     sizes |= {"x_zero": int(params["x_zero"]), "channels": channels, "stream": int(params["stream"])}

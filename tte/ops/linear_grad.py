@@ -133,9 +133,11 @@ class Update(Op):
     batch: int = 1
 
     def step_table(self, factors: Sequence[float]) -> tuple[Array, Array]:
-        """Mantissas in [2**14, 2**15) (0 for a zero factor) and exponents of `rate * factor`, int16 each."""
+        """Mantissas in [2**14, 2**15) (0 for a zero factor), int16, and exponents of `rate * factor`, int8 where they fit."""
         pairs = [quantize_multiplier16(self.rate * f) for f in factors]
-        return np.array([m for m, _ in pairs], np.int16), np.array([t for _, t in pairs], np.int16)
+        exponents = np.array([t for _, t in pairs], np.int16)
+        small = exponents.astype(np.int8)
+        return np.array([m for m, _ in pairs], np.int16), small if (small == exponents).all() else exponents
 
     def due(self, control: Control) -> bool:
         """Whether this step ends a batch; the counter has 32 bits, as on the device."""
@@ -242,6 +244,7 @@ class WeightUpdate(Update):
             "mode": self.mode,
             "batch": self.batch,
             "stream": 4 * self.stream + _WEIGHT_STREAM,
+            "step_type": f"{exponent.dtype}_t",
         }
         tables = [("step_m", m), ("step_t", exponent)]
         # The 2-d kernel needs the list for the random numbers alone where x holds nothing else.
@@ -323,6 +326,7 @@ class BiasUpdate(Update):
             "mode": self.mode,
             "batch": self.batch,
             "stream": 4 * self.stream + _BIAS_STREAM,
+            "step_type": f"{exponent.dtype}_t",
         }
         instructions = 50 + self.channels * (100 + pixels * 9 // 4)
         return Kernel("bias_update", params, (("step_m", m), ("step_t", exponent)), control=True, instructions=instructions)
@@ -333,6 +337,6 @@ class BiasUpdate(Update):
         shape = np.array([pixels, channels, 4 * self.stream + _BIAS_STREAM], np.int32)
         tables = (("step_m", m), ("step_t", exponent), ("shape", shape))
         instructions = 50 + channels * 78 + pixels * (channels // 8 * 9 + channels % 8 * 6)
-        params: dict[str, int | str | bool] = {"mode": self.mode, "batch": self.batch}
+        params: dict[str, int | str | bool] = {"mode": self.mode, "batch": self.batch, "step_type": f"{exponent.dtype}_t"}
         return (Kernel("dsp/bias_update", params, tables, control=True, needs="dsp", instructions=instructions),)
 

@@ -34,7 +34,7 @@ def _settled(graph: Graph, builder: Builder, node: Node) -> Node:
         return node
     t = Types(graph.types(node.inputs), graph.types(node.outputs))
     m, s = op.multipliers(t)
-    odd = np.flatnonzero((m < 1 << 30) | (s > -1) | (s < -22))
+    odd = np.flatnonzero((m < 1 << 30) | (s > -1))
     if not odd.size:
         return node
     w, bias = graph.data(node.inputs[1]).astype(np.int64), graph.data(node.inputs[2]).astype(np.int64)

@@ -67,8 +67,11 @@ class Route:
     features: tuple[str, ...]
 
 
-def route(plan: Plan, updates: Mapping[str, LayerUpdate]) -> Route:
+def route(plan: Plan, updates: Mapping[str, LayerUpdate], cut: int | None = None) -> Route:
     """The steps that a scheme needs of the program in which everything trains.
+
+    Args:
+        cut: the frozen prefix ends before this step at the latest: schemes that share a cut share features.
 
     Raises:
         ModelError: the program does not train what the scheme asks for.
@@ -89,7 +92,7 @@ def route(plan: Plan, updates: Mapping[str, LayerUpdate]) -> Route:
     if len(changes) != len(trained):
         raise ModelError("the model cannot train all of what the scheme names", where=graph.name)
     readers = [i for i in range(program.shared) if trained.intersection(graph.nodes[i].inputs)]
-    first = min(readers, default=program.shared)
+    first = min([*readers, program.shared, *([] if cut is None else [cut])])
     train = _needed(plan, program.train_steps, {*program.kept}, set(changes))
     infer = _needed(plan, tuple(program.infer_steps), {*program.outputs}, set())
     made = {o: i for i, n in enumerate(graph.nodes) for o in n.outputs}
@@ -146,9 +149,19 @@ class Twin:
         """Replaces the trained state."""
         ctypes.memmove(self.library.twin_state(), state, self.state_bytes)
 
-    def features(self, x: NDArray[np.int8], way: Route) -> NDArray[np.uint8]:
-        """What the frozen prefix makes of samples, uint8 [n, bytes]; of the initial weights, as they never change there."""
-        self.reset()
+    def values(self, state: bytes, tensor: str) -> NDArray[np.int8 | np.int32]:
+        """A parameter, or an 8-bit residual, of a state."""
+        slot = next(s for s in codegen.state_slots(self.plan) if s.name == tensor)
+        return np.frombuffer(state, slot.type.dtype, slot.type.elements, slot.offset).reshape(slot.type.shape)
+
+    def features(self, x: NDArray[np.int8], way: Route, fresh: bool = True) -> NDArray[np.uint8]:
+        """What the frozen prefix makes of samples, uint8 [n, bytes]; of the initial weights, as they never change there.
+
+        Args:
+            fresh: reset first; else what trained so far stays, and must not have been part of the prefix.
+        """
+        if fresh:
+            self.reset()
         return self._infer(x.reshape(len(x), -1).view(np.uint8), (self.input,), way.features, way.prefix)
 
     def infer(self, features: NDArray[np.uint8], way: Route) -> NDArray[np.int8]:
@@ -167,16 +180,16 @@ class Twin:
         rates: NDArray[np.uint16],
         way: Route,
         updates: Mapping[str, LayerUpdate],
-        frozen_state: bytes | None = None,
+        masks: Sequence[_Mask] | None = None,
     ) -> NDArray[np.int32]:
         """Trains on the samples `order` names, one after the other; gives the losses.
 
         Args:
             truth: int32 labels [n], or int8 targets [n, ...].
             rates: learning-rate factor of each step, 0 to 32768.
-            frozen_state: the state whose values frozen channels keep; by default today's.
+            masks: what `masks` gave for the updates; by default made from today's state.
         """
-        masks = self._masks(updates, frozen_state or self.state())
+        masks = self.masks(updates) if masks is None else masks
         spans, table = self._spans(way.features), (_Mask * max(1, len(masks)))(*masks)
         losses = np.zeros(len(order), np.int32)
         self._switch(way.train)
@@ -210,8 +223,12 @@ class Twin:
         spans = [_Span(self.plan.offsets[n], self.graph.type(n).nbytes) for n in names]
         return (_Span * max(1, len(spans)))(*spans)
 
-    def _masks(self, updates: Mapping[str, LayerUpdate], state: bytes) -> list[_Mask]:
-        """Masks for the weights, and their residuals, whose channels train in part."""
+    def masks(self, updates: Mapping[str, LayerUpdate]) -> list[_Mask]:
+        """For `train`: what keeps frozen channels of weights that train in part, and their residuals, as they are today.
+
+        Valid until it is called again.
+        """
+        state = self.state()
         slots = {s.name: s for s in codegen.state_slots(self.plan)}
         changers = {n.inputs[3]: n for n in self.graph.nodes if isinstance(n.op, WeightUpdate)}
         layers = {n.name: n for n in self.graph.nodes[: self.plan.program.shared]}

@@ -54,13 +54,13 @@ _Alignas(4) const uint16_t rows_data_loss_powers[256] = {
 _Alignas(4) const int16_t rows_data_tensor13_bias_update_step_m[2] = {
     23679, 23679};
 
-_Alignas(4) const int16_t rows_data_tensor13_bias_update_step_t[2] = {
+_Alignas(4) const int8_t rows_data_tensor13_bias_update_step_t[2] = {
     3, 3};
 
 _Alignas(4) const int16_t rows_data_tensor13_weight_update_step_m[2] = {
     23669, 23669};
 
-_Alignas(4) const int16_t rows_data_tensor13_weight_update_step_t[2] = {
+_Alignas(4) const int8_t rows_data_tensor13_weight_update_step_t[2] = {
     0, 0};
 
 /* tensor11: int8[2x2] (scale 0.00978735 zero point 0) */

@@ -17,9 +17,9 @@ extern const int32_t rows_data_loss_multiplier[];
 extern const int8_t rows_data_loss_shift[];
 extern const uint16_t rows_data_loss_powers[];
 extern const int16_t rows_data_tensor13_bias_update_step_m[];
-extern const int16_t rows_data_tensor13_bias_update_step_t[];
+extern const int8_t rows_data_tensor13_bias_update_step_t[];
 extern const int16_t rows_data_tensor13_weight_update_step_m[];
-extern const int16_t rows_data_tensor13_weight_update_step_t[];
+extern const int8_t rows_data_tensor13_weight_update_step_t[];
 extern const int8_t rows_data_tensor11[];
 extern const int32_t rows_data_tensor12[];
 

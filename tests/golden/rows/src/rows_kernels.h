@@ -21,7 +21,6 @@ static void conv2d_0(const int8_t *x,
         X_ZERO = -3, Y_ZERO = 9, Y_MIN = 9, Y_MAX = 51,
         X_RING = 3, Y_RING = 5, /* rows that the buffers of x and y hold */
     };
-    int32_t at = oy * OUT_W * OUT_C;
     y += oy % Y_RING * OUT_W * OUT_C;
 {
         int32_t top = oy * STRIDE_H - PAD_H;
@@ -29,7 +28,29 @@ static void conv2d_0(const int8_t *x,
         for (int32_t ox = 0; ox < OUT_W; ox++) {
             int32_t left = ox * STRIDE_W - PAD_W;
             int32_t kx_first = tte_first_tap(left, DIL_W), kx_end = tte_end_tap(left, DIL_W, IN_W, K_W);
-            for (int32_t oc = 0; oc < OUT_C; oc++, at++) {
+#if TTE_WIDE
+            int16_t patch[K_H * K_W * IN_C]; /* what the window sees, less its zero point */
+            int32_t sums[OUT_C];
+            memset(patch, 0, sizeof patch);
+            for (int32_t ky = ky_first; ky < ky_end; ky++) {
+                for (int32_t kx = kx_first; kx < kx_end; kx++) {
+                    const int8_t *xp = x + ((top + ky * DIL_H) % X_RING * IN_W + left + kx * DIL_W) * IN_C;
+                    int32_t tap = ky * K_W + kx;
+                    for (int32_t i = 0; i < IN_C; i++) patch[tap * IN_C + i] = (int16_t)(xp[i] - X_ZERO);
+                }
+            }
+            for (int32_t oc = 0; oc < OUT_C; oc++) {
+                int32_t acc = 0;
+                for (int32_t i = 0; i < K_H * K_W * IN_C; i++) acc += (int16_t)w[oc * K_H * K_W * IN_C + i] * patch[i];
+                sums[oc] = tte_wrap_add(acc, b[oc]);
+            }
+            for (int32_t oc = 0; oc < OUT_C; oc++) {
+                sums[oc] = tte_requantise_double(sums[oc], multiplier[oc], shift[oc]) + Y_ZERO;
+                y[oc] = (int8_t)tte_clamp(sums[oc], Y_MIN, Y_MAX);
+            }
+            y += OUT_C;
+#else
+            for (int32_t oc = 0; oc < OUT_C; oc++) {
                 int32_t acc = 0;
                 for (int32_t ky = ky_first; ky < ky_end; ky++) {
                     for (int32_t kx = kx_first; kx < kx_end; kx++) {
@@ -43,6 +64,7 @@ static void conv2d_0(const int8_t *x,
                 int32_t v = tte_requantise_double(acc, multiplier[oc], shift[oc]) + Y_ZERO;
                 *y++ = (int8_t)tte_clamp(v, Y_MIN, Y_MAX);
             }
+#endif
         }
     }
 }
@@ -71,6 +93,21 @@ static void depthwise_conv2d_0(const int8_t *x,
         for (int32_t ox = 0; ox < OUT_W; ox++) {
             int32_t left = ox * STRIDE_W - PAD_W;
             int32_t kx_first = tte_first_tap(left, DIL_W), kx_end = tte_end_tap(left, DIL_W, IN_W, K_W);
+#if TTE_WIDE
+            int32_t sums[OUT_C];
+            memset(sums, 0, sizeof sums);
+            for (int32_t ky = ky_first; ky < ky_end; ky++) {
+                for (int32_t kx = kx_first; kx < kx_end; kx++) {
+                    const int8_t *xp = x + ((top + ky * DIL_H) % X_RING * IN_W + left + kx * DIL_W) * IN_C, *wp = w + (ky * K_W + kx) * OUT_C;
+                    for (int32_t c = 0; c < OUT_C; c++) sums[c] += (int16_t)(wp[c] * (int16_t)(xp[c] - X_ZERO));
+                }
+            }
+            for (int32_t c = 0; c < OUT_C; c++) {
+                sums[c] = tte_wrap_add(sums[c], b[c]);
+                sums[c] = tte_requantise_double(sums[c], multiplier[c], shift[c]) + Y_ZERO;
+                y[c] = (int8_t)tte_clamp(sums[c], Y_MIN, Y_MAX);
+            }
+#else
             for (int32_t i = 0; i < OUT_C; i++) {
                 enum { width = OUT_C };
                 int32_t c = i;
@@ -86,6 +123,7 @@ static void depthwise_conv2d_0(const int8_t *x,
                 int32_t v = tte_requantise_double(acc, multiplier[c], shift[c]) + Y_ZERO;
                 y[c] = (int8_t)tte_clamp(v, Y_MIN, Y_MAX);
             }
+#endif
             y += OUT_C;
         }
     }
@@ -176,6 +214,30 @@ for (int32_t oy = 0; oy < OUT_H; oy++) {
         for (int32_t ox = 0; ox < OUT_W; ox++) {
             int32_t left = ox * STRIDE_W - PAD_W;
             int32_t kx_first = tte_first_tap(left, DIL_W), kx_end = tte_end_tap(left, DIL_W, IN_W, K_W);
+#if TTE_WIDE
+            int16_t patch[K_H * K_W * IN_C]; /* what the window sees, less its zero point */
+            int32_t sums[OUT_C];
+            memset(patch, 0, sizeof patch);
+            for (int32_t ky = ky_first; ky < ky_end; ky++) {
+                for (int32_t kx = kx_first; kx < kx_end; kx++) {
+                    const int8_t *xp = x + ((top + ky * DIL_H) * IN_W + left + kx * DIL_W) * IN_C;
+                    int32_t tap = ky * K_W + kx;
+                    for (int32_t i = 0; i < IN_C; i++) patch[tap * IN_C + i] = (int16_t)(xp[i] - X_ZERO);
+                }
+            }
+            for (int32_t oc = 0; oc < OUT_C; oc++) {
+                int32_t acc = 0;
+                for (int32_t i = 0; i < K_H * K_W * IN_C; i++) acc += (int16_t)w[oc * K_H * K_W * IN_C + i] * patch[i];
+                sums[oc] = tte_wrap_add(acc, b[oc]);
+            }
+            for (int32_t oc = 0; oc < OUT_C; oc++) {
+                accumulators[at + oc] = sums[oc];
+                sums[oc] = tte_requantise_single(sums[oc], multiplier[oc], shift[oc]) + Y_ZERO;
+                y[oc] = (int8_t)tte_clamp(sums[oc], Y_MIN, Y_MAX);
+            }
+            at += OUT_C;
+            y += OUT_C;
+#else
             for (int32_t oc = 0; oc < OUT_C; oc++, at++) {
                 int32_t acc = 0;
                 for (int32_t ky = ky_first; ky < ky_end; ky++) {
@@ -191,6 +253,7 @@ for (int32_t oy = 0; oy < OUT_H; oy++) {
                 int32_t v = tte_requantise_single(acc, multiplier[oc], shift[oc]) + Y_ZERO;
                 *y++ = (int8_t)tte_clamp(v, Y_MIN, Y_MAX);
             }
+#endif
         }
     }
 }
@@ -228,7 +291,7 @@ static void softmax_cross_entropy_0(const int32_t *x, const int32_t *label, cons
  * Reference: tte/ops/linear_grad.py. */
 TTE_NOINLINE
 static void bias_update_0(const int8_t *e, const int32_t *k, int32_t *b,
-                     const int16_t *step_m, const int16_t *step_t, const tte_control *control) {
+                     const int16_t *step_m, const int8_t *step_t, const tte_control *control) {
     enum { PIXELS = 1, CHANNELS = 2 };
     uint32_t key = tte_random_key(control, 10);
     for (int32_t c = 0; c < CHANNELS; c++) {
@@ -246,7 +309,7 @@ static void bias_update_0(const int8_t *e, const int32_t *k, int32_t *b,
 TTE_NOINLINE
 static void conv2d_weight_update_0(const int8_t *x, const int8_t *e, const int32_t *k,
                      int8_t *w, uint8_t *residual,
-                     const int16_t *step_m, const int16_t *step_t,
+                     const int16_t *step_m, const int8_t *step_t,
                      void *workspace, const tte_control *control) {
     enum {
         IN_H = 1, IN_W = 1, IN_C = 2,

@@ -44,13 +44,13 @@ _Alignas(4) const int16_t tiny_data_tensor12_dX_prescale[3] = {
 _Alignas(4) const int16_t tiny_data_tensor12_bias_update_step_m[3] = {
     29829, 29829, 29829};
 
-_Alignas(4) const int16_t tiny_data_tensor12_bias_update_step_t[3] = {
+_Alignas(4) const int8_t tiny_data_tensor12_bias_update_step_t[3] = {
     0, 0, 0};
 
 _Alignas(4) const int16_t tiny_data_tensor12_weight_update_step_m[3] = {
     19308, 19308, 19308};
 
-_Alignas(4) const int16_t tiny_data_tensor12_weight_update_step_t[3] = {
+_Alignas(4) const int8_t tiny_data_tensor12_weight_update_step_t[3] = {
     1, 1, 1};
 
 _Alignas(4) const int16_t tiny_data_tensor6_dX_prescale[4] = {
@@ -59,25 +59,25 @@ _Alignas(4) const int16_t tiny_data_tensor6_dX_prescale[4] = {
 _Alignas(4) const int16_t tiny_data_tensor6_bias_update_step_m[4] = {
     21878, 21878, 21878, 21878};
 
-_Alignas(4) const int16_t tiny_data_tensor6_bias_update_step_t[4] = {
+_Alignas(4) const int8_t tiny_data_tensor6_bias_update_step_t[4] = {
     -4, -4, -4, -4};
 
 _Alignas(4) const int16_t tiny_data_tensor6_weight_update_step_m[4] = {
     24059, 24059, 24059, 24059};
 
-_Alignas(4) const int16_t tiny_data_tensor6_weight_update_step_t[4] = {
+_Alignas(4) const int8_t tiny_data_tensor6_weight_update_step_t[4] = {
     -6, -6, -6, -6};
 
 _Alignas(4) const int16_t tiny_data_tensor3_bias_update_step_m[4] = {
     22572, 26491, 27541, 26536};
 
-_Alignas(4) const int16_t tiny_data_tensor3_bias_update_step_t[4] = {
+_Alignas(4) const int8_t tiny_data_tensor3_bias_update_step_t[4] = {
     -2, -3, -1, -3};
 
 _Alignas(4) const int16_t tiny_data_tensor3_weight_update_step_m[4] = {
     28892, 16954, 17626, 16983};
 
-_Alignas(4) const int16_t tiny_data_tensor3_weight_update_step_t[4] = {
+_Alignas(4) const int8_t tiny_data_tensor3_weight_update_step_t[4] = {
     -11, -11, -9, -11};
 
 /* tensor1: int8[4x3x3x2] (4 scales 0.00459..0.0191 on axis 0) */

@@ -28,6 +28,30 @@ for (int32_t oy = 0; oy < OUT_H; oy++) {
         for (int32_t ox = 0; ox < OUT_W; ox++) {
             int32_t left = ox * STRIDE_W - PAD_W;
             int32_t kx_first = tte_first_tap(left, DIL_W), kx_end = tte_end_tap(left, DIL_W, IN_W, K_W);
+#if TTE_WIDE
+            int16_t patch[K_H * K_W * IN_C]; /* what the window sees, less its zero point */
+            int32_t sums[OUT_C];
+            memset(patch, 0, sizeof patch);
+            for (int32_t ky = ky_first; ky < ky_end; ky++) {
+                for (int32_t kx = kx_first; kx < kx_end; kx++) {
+                    const int8_t *xp = x + ((top + ky * DIL_H) * IN_W + left + kx * DIL_W) * IN_C;
+                    int32_t tap = ky * K_W + kx;
+                    for (int32_t i = 0; i < IN_C; i++) patch[tap * IN_C + i] = (int16_t)(xp[i] - X_ZERO);
+                }
+            }
+            for (int32_t oc = 0; oc < OUT_C; oc++) {
+                int32_t acc = 0;
+                for (int32_t i = 0; i < K_H * K_W * IN_C; i++) acc += (int16_t)w[oc * K_H * K_W * IN_C + i] * patch[i];
+                sums[oc] = tte_wrap_add(acc, b[oc]);
+            }
+            for (int32_t oc = 0; oc < OUT_C; oc++) {
+                sums[oc] = tte_requantise_double(sums[oc], multiplier[oc], shift[oc]) + Y_ZERO;
+                y[oc] = (int8_t)tte_clamp(sums[oc], Y_MIN, Y_MAX);
+            }
+            for (int32_t oc = 0; oc < OUT_C; oc++) tte_set_bit(mask, (uint32_t)(at + oc), sums[oc] >= Y_MIN && sums[oc] <= Y_MAX);
+            at += OUT_C;
+            y += OUT_C;
+#else
             for (int32_t oc = 0; oc < OUT_C; oc++, at++) {
                 int32_t acc = 0;
                 for (int32_t ky = ky_first; ky < ky_end; ky++) {
@@ -43,6 +67,7 @@ for (int32_t oy = 0; oy < OUT_H; oy++) {
                 tte_set_bit(mask, (uint32_t)at, v >= Y_MIN && v <= Y_MAX);
                 *y++ = (int8_t)tte_clamp(v, Y_MIN, Y_MAX);
             }
+#endif
         }
     }
 }
@@ -71,6 +96,22 @@ for (int32_t oy = 0; oy < OUT_H; oy++) {
             int32_t left = ox * STRIDE_W - PAD_W;
             int32_t kx_first = tte_first_tap(left, DIL_W), kx_end = tte_end_tap(left, DIL_W, IN_W, K_W);
             int32_t pixel = (oy * OUT_W + ox) * OUT_C;
+#if TTE_WIDE
+            int32_t sums[OUT_C];
+            memset(sums, 0, sizeof sums);
+            for (int32_t ky = ky_first; ky < ky_end; ky++) {
+                for (int32_t kx = kx_first; kx < kx_end; kx++) {
+                    const int8_t *xp = x + ((top + ky * DIL_H) * IN_W + left + kx * DIL_W) * IN_C, *wp = w + (ky * K_W + kx) * OUT_C;
+                    for (int32_t c = 0; c < OUT_C; c++) sums[c] += (int16_t)(wp[c] * (int16_t)(xp[c] - X_ZERO));
+                }
+            }
+            for (int32_t c = 0; c < OUT_C; c++) {
+                sums[c] = tte_wrap_add(sums[c], b[c]);
+                sums[c] = tte_requantise_double(sums[c], multiplier[c], shift[c]) + Y_ZERO;
+                y[c] = (int8_t)tte_clamp(sums[c], Y_MIN, Y_MAX);
+            }
+            for (int32_t c = 0; c < OUT_C; c++) tte_set_bit(mask, (uint32_t)(pixel + c), sums[c] >= Y_MIN && sums[c] <= Y_MAX);
+#else
             for (int32_t i = 0; i < OUT_C; i++) {
                 enum { width = OUT_C };
                 int32_t c = i;
@@ -87,6 +128,7 @@ for (int32_t oy = 0; oy < OUT_H; oy++) {
                 tte_set_bit(mask, (uint32_t)(pixel + c), v >= Y_MIN && v <= Y_MAX);
                 y[c] = (int8_t)tte_clamp(v, Y_MIN, Y_MAX);
             }
+#endif
             y += OUT_C;
         }
     }
@@ -159,6 +201,30 @@ for (int32_t oy = 0; oy < OUT_H; oy++) {
         for (int32_t ox = 0; ox < OUT_W; ox++) {
             int32_t left = ox * STRIDE_W - PAD_W;
             int32_t kx_first = tte_first_tap(left, DIL_W), kx_end = tte_end_tap(left, DIL_W, IN_W, K_W);
+#if TTE_WIDE
+            int16_t patch[K_H * K_W * IN_C]; /* what the window sees, less its zero point */
+            int32_t sums[OUT_C];
+            memset(patch, 0, sizeof patch);
+            for (int32_t ky = ky_first; ky < ky_end; ky++) {
+                for (int32_t kx = kx_first; kx < kx_end; kx++) {
+                    const int8_t *xp = x + ((top + ky * DIL_H) * IN_W + left + kx * DIL_W) * IN_C;
+                    int32_t tap = ky * K_W + kx;
+                    for (int32_t i = 0; i < IN_C; i++) patch[tap * IN_C + i] = (int16_t)(xp[i] - X_ZERO);
+                }
+            }
+            for (int32_t oc = 0; oc < OUT_C; oc++) {
+                int32_t acc = 0;
+                for (int32_t i = 0; i < K_H * K_W * IN_C; i++) acc += (int16_t)w[oc * K_H * K_W * IN_C + i] * patch[i];
+                sums[oc] = tte_wrap_add(acc, b[oc]);
+            }
+            for (int32_t oc = 0; oc < OUT_C; oc++) {
+                accumulators[at + oc] = sums[oc];
+                sums[oc] = tte_requantise_single(sums[oc], multiplier[oc], shift[oc]) + Y_ZERO;
+                y[oc] = (int8_t)tte_clamp(sums[oc], Y_MIN, Y_MAX);
+            }
+            at += OUT_C;
+            y += OUT_C;
+#else
             for (int32_t oc = 0; oc < OUT_C; oc++, at++) {
                 int32_t acc = 0;
                 for (int32_t ky = ky_first; ky < ky_end; ky++) {
@@ -174,6 +240,7 @@ for (int32_t oy = 0; oy < OUT_H; oy++) {
                 int32_t v = tte_requantise_single(acc, multiplier[oc], shift[oc]) + Y_ZERO;
                 *y++ = (int8_t)tte_clamp(v, Y_MIN, Y_MAX);
             }
+#endif
         }
     }
 }
@@ -317,7 +384,7 @@ static void conv2d_input_grad_0(const int8_t *e, const int32_t *k,
  * Reference: tte/ops/linear_grad.py. */
 TTE_NOINLINE
 static void bias_update_0(const int8_t *e, const int32_t *k, int32_t *b,
-                     const int16_t *step_m, const int16_t *step_t, const tte_control *control) {
+                     const int16_t *step_m, const int8_t *step_t, const tte_control *control) {
     enum { PIXELS = 1, CHANNELS = 3 };
     uint32_t key = tte_random_key(control, 10);
     for (int32_t c = 0; c < CHANNELS; c++) {
@@ -335,7 +402,7 @@ static void bias_update_0(const int8_t *e, const int32_t *k, int32_t *b,
 TTE_NOINLINE
 static void conv2d_weight_update_0(const int8_t *x, const int8_t *e, const int32_t *k,
                      int8_t *w, uint8_t *residual,
-                     const int16_t *step_m, const int16_t *step_t,
+                     const int16_t *step_m, const int8_t *step_t,
                      void *workspace, const tte_control *control) {
     enum {
         IN_H = 1, IN_W = 1, IN_C = 4,
@@ -452,7 +519,7 @@ static void depthwise_input_grad_0(const int8_t *e, const int32_t *k,
  * Reference: tte/ops/linear_grad.py. */
 TTE_NOINLINE
 static void bias_update_1(const int8_t *e, const int32_t *k, int32_t *b,
-                     const int16_t *step_m, const int16_t *step_t, const tte_control *control) {
+                     const int16_t *step_m, const int8_t *step_t, const tte_control *control) {
     enum { PIXELS = 4, CHANNELS = 4 };
     uint32_t key = tte_random_key(control, 6);
     int32_t sums[4];
@@ -471,7 +538,7 @@ static void bias_update_1(const int8_t *e, const int32_t *k, int32_t *b,
 TTE_NOINLINE
 static void depthwise_weight_update_0(const int8_t *x, const int8_t *e, const int32_t *k,
                      int8_t *w, uint8_t *residual,
-                     const int16_t *step_m, const int16_t *step_t,
+                     const int16_t *step_m, const int8_t *step_t,
                      void *workspace, const tte_control *control) {
     enum {
         IN_H = 2, IN_W = 2, IN_C = 4,
@@ -512,19 +579,14 @@ static void depthwise_weight_update_0(const int8_t *x, const int8_t *e, const in
 TTE_NOINLINE
 static void merge_0(const int8_t *a, const int32_t *ka, const int8_t *b, const int32_t *kb, int8_t *y, int32_t *ky) {
     enum { ELEMENTS = 16, RATIO_M = 18508, RATIO_T = -7 };
-    tte_merge m = tte_make_merge(*ka, *kb - RATIO_T, RATIO_M);
-    uint32_t sizes = 0;
-    for (int32_t i = 0; i < ELEMENTS; i++) sizes |= tte_abs(tte_merged(&m, a[i], b[i]));
-    int32_t s = tte_int8_shift(sizes);
-    for (int32_t i = 0; i < ELEMENTS; i++) y[i] = tte_to_int8(tte_merged(&m, a[i], b[i]), s);
-    *ky = m.k + 8 - s;
+    *ky = tte_merge_errors(a, *ka, b, *kb - RATIO_T, RATIO_M, ELEMENTS, y);
 }
 
 /* The bias update: b [CHANNELS] changes in place by the sums of e [PIXELS, CHANNELS] with exponent k.
  * Reference: tte/ops/linear_grad.py. */
 TTE_NOINLINE
 static void bias_update_2(const int8_t *e, const int32_t *k, int32_t *b,
-                     const int16_t *step_m, const int16_t *step_t, const tte_control *control) {
+                     const int16_t *step_m, const int8_t *step_t, const tte_control *control) {
     enum { PIXELS = 4, CHANNELS = 4 };
     uint32_t key = tte_random_key(control, 2);
     int32_t sums[4];
@@ -543,7 +605,7 @@ static void bias_update_2(const int8_t *e, const int32_t *k, int32_t *b,
 TTE_NOINLINE
 static void conv2d_weight_update_1(const int8_t *x, const int8_t *e, const int32_t *k,
                      int8_t *w, uint8_t *residual,
-                     const int16_t *step_m, const int16_t *step_t,
+                     const int16_t *step_m, const int8_t *step_t,
                      void *workspace, const tte_control *control) {
     enum {
         IN_H = 4, IN_W = 4, IN_C = 2,

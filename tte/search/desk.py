@@ -1,0 +1,130 @@
+"""What all strategies share: asking the bench in batches, keeping to the limits, counting what was spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tte.errors import ModelError
+from tte.search.candidate import Bench, Candidate, Layer, Limits, Measured, Price
+
+#: The fractions of a layer's channels that TTE's analysis tries (Lin et al., NeurIPS 2022, section 3.2).
+FRACTIONS = (0.125, 0.25, 0.5, 1.0)
+HEAD = Candidate()
+_BATCH = 8  # prices asked together where each may end the walk: few are wasted, and a few workers stay busy
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A candidate as strategies speak of it: layers by name, weights by fraction of the channels of best rank.
+
+    Attributes:
+        rule: a key of `Layer.ranking`.
+    """
+
+    biases: frozenset[str] = frozenset()
+    weights: Mapping[str, float] = field(default_factory=dict)
+    rule: str = "norm"
+
+    def candidate(self, layers: Sequence[Layer]) -> Candidate:
+        """The candidate itself."""
+        known = {x.name: x for x in layers}
+        chosen = {n: channels(known[n], f, self.rule) for n, f in self.weights.items() if f > 0}
+        return Candidate(tuple(sorted(self.biases)), tuple(sorted(chosen.items())))
+
+
+def channels(layer: Layer, fraction: float, rule: str) -> tuple[int, ...]:
+    """The best channels by a rule, ascending, at least one; () for all of them."""
+    count = max(1, round(fraction * layer.channels))
+    return () if count >= layer.channels else tuple(sorted(layer.ranking[rule][:count]))
+
+
+class Desk:
+    """A bench, the limits, and the seed of a search.
+
+    Attributes:
+        layers: those that may train, first to last.
+        seeds: of the runs that are reported; other seeds of a search give other ones.
+        spent: whole runs asked for so far, a shorter one counting in proportion. What a bench has kept from before
+            counts too: a resumed search must take the same turns.
+
+    Raises:
+        ModelError: even the head alone exceeds the limits.
+    """
+
+    def __init__(self, bench: Bench, limits: Limits, seed: int) -> None:
+        self.bench, self.limits = bench, limits
+        self.layers: tuple[Layer, ...] = tuple(bench.layers)
+        self.seeds = tuple(range(seed * limits.seeds, (seed + 1) * limits.seeds))
+        self.spent = 0.0
+        price = self.price([HEAD])[0]
+        if not limits.allow(price):
+            raise ModelError(
+                f"training the head alone needs {price.ram_bytes:,} bytes of RAM and {price.instructions:,} instructions a step",
+                where="the search",
+                limit=f"{_text(limits.ram_bytes)} bytes, {_text(limits.instructions)} instructions",
+                remedy="a higher limit, or a smaller model or input",
+            )
+
+    @property
+    def names(self) -> list[str]:
+        return [x.name for x in self.layers]
+
+    def price(self, asked: Sequence[Candidate]) -> list[Price]:
+        """Real prices."""
+        return self.bench.price(list(asked)) if asked else []
+
+    def fits(self, asked: Sequence[Candidate]) -> list[bool]:
+        """Whether real prices stay within the limits."""
+        return [self.limits.allow(p) for p in self.price(asked)]
+
+    def runs(self, asked: Sequence[Candidate], samples: int, seeds: Sequence[int]) -> list[tuple[float, ...]]:
+        """Accuracy for each candidate and seed."""
+        pairs = [(c, s) for c in asked for s in seeds]
+        self.spent += len(pairs) * samples / self.limits.samples
+        found = self.bench.accuracy(pairs, samples) if pairs else []
+        return [tuple(found[i : i + len(seeds)]) for i in range(0, len(found), len(seeds))]
+
+    def means(self, asked: Sequence[Candidate], samples: int, seeds: Sequence[int]) -> list[float]:
+        """Mean accuracy for each candidate."""
+        return [sum(r) / len(r) for r in self.runs(asked, samples, seeds)]
+
+    def measure(self, asked: Mapping[str, Candidate]) -> tuple[Measured, ...]:
+        """Whole runs with all seeds, and prices, by name."""
+        prices = self.price(list(asked.values()))
+        runs = self.runs(list(asked.values()), self.limits.samples, self.seeds)
+        return tuple(Measured(n, c, p, r) for (n, c), p, r in zip(asked.items(), prices, runs, strict=True))
+
+    def deepest(self, tail: Iterable[Candidate]) -> int:
+        """How many of the candidates to walk before none fits any more: ever deeper ones, each dearer than the last."""
+        fit, asked, last = [True], list(tail), 0
+        for at in range(0, len(asked), _BATCH):
+            fit = self.fits(asked[at : at + _BATCH])
+            last = max([last, *(at + i + 1 for i, ok in enumerate(fit) if ok)])
+            if not any(fit):
+                break
+        return last
+
+    def affordable(self) -> list[str]:
+        """Names of the layers so late that training their bias alone fits, first to last."""
+        back = self.names[::-1]
+        deep = self.deepest(Candidate((n,)) for n in back)
+        return back[:deep][::-1]
+
+    def greedy(self, items: Sequence[Sequence[Pick]]) -> Pick:
+        """Adds of each item, in turn, the first option with which everything still fits."""
+        have = Pick(rule=items[0][0].rule) if items and items[0] else Pick()
+        for options in items:
+            grown = [merged(have, o) for o in options]
+            fit = self.fits([g.candidate(self.layers) for g in grown])
+            have = next((g for g, ok in zip(grown, fit, strict=True) if ok), have)
+        return have
+
+
+def merged(a: Pick, b: Pick) -> Pick:
+    """Both; where both name a layer's weights, b's fraction."""
+    return Pick(a.biases | b.biases, {**a.weights, **b.weights}, a.rule)
+
+
+def _text(limit: int | None) -> str:
+    return "any number of" if limit is None else f"{limit:,}"

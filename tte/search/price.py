@@ -1,0 +1,58 @@
+"""What a candidate costs on the device, by the planner itself; and a bound below that, which is had at once."""
+
+from __future__ import annotations
+
+from tte import codegen, steps
+from tte.compiler import Options, choose_loss, compile_model
+from tte.ir import verify
+from tte.passes.dead import eliminate_dead
+from tte.passes.save_channels import save_channels
+from tte.passes.settle import settle
+from tte.planner.schedule import schedule
+from tte.project import FIRMWARE_ROOM, STACK_ROOM
+from tte.search.candidate import Candidate, Price
+from tte.search.task import Task, forward
+from tte.tradeoff import scheme_bound
+from tte.training import head as heads
+from tte.training import scheme as schemes
+from tte.training.autodiff import LOSS, Numerics, derive
+
+#: Bytes beside arena and trained state: what `tte build` keeps for the stack and the firmware's own variables.
+RESERVE = STACK_ROOM + FIRMWARE_ROOM
+
+
+def price(task: Task, target: str, rows: bool, candidate: Candidate) -> Price:
+    """The plan that `tte build` makes without a limit: RAM of the whole program, predicted instructions of a training step.
+
+    Steps for which the planner predicts nothing (all of them where the target is "portable") count as none.
+
+    Args:
+        target: what code is generated for.
+        rows: the input comes row by row.
+    """
+    numerics = Numerics(mode=task.mode)
+    options = Options(task.classes, "", task.loss, task.head_seed, numerics, rows, target=target)
+    made = compile_model(task.model, options, scheme=candidate.scheme("candidate"))
+    lines = [c for c in steps.costs(made.plan.program) if c.stage is None and c.calls != "inference"]
+    ram = made.plan.arena_bytes + codegen.state_bytes(made.plan) + RESERVE
+    return Price(ram, sum(line.predicted for line in lines))
+
+
+def least_ram(task: Task, target: str, rows: bool, candidate: Candidate) -> int:
+    """Bytes of RAM below which no plan for the candidate can come: about ten times as fast as `price`.
+
+    Nothing is ordered, cut into segments or placed: the bound is `tte.tradeoff.scheme_bound`, for any order.
+    """
+    graph = forward(task)
+    head = heads.find(graph)
+    loss = choose_loss(graph, head, task.loss)
+    updates = schemes.resolve(graph, candidate.scheme("candidate"), head.node)
+    derived = derive(graph, head, loss, updates, Numerics(mode=task.mode))
+    training = verify(settle(save_channels(eliminate_dead(derived))))
+    program = schedule(training, graph.outputs, (head.logits, LOSS), target)
+    if rows:
+        from dataclasses import replace
+
+        program = replace(program, supplied=graph.inputs[0])
+    state = sum(-(-s.type.nbytes // 4) * 4 for s in program.graph.tensors.values() if s.role.name == "PARAM")
+    return state + scheme_bound(program).nbytes + RESERVE

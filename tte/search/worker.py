@@ -1,0 +1,251 @@
+"""What a worker process does: pure functions of their arguments, so that results do not depend on who computes them.
+
+A process loads a program once for each mode and rate. Features lie in files that all processes map into their memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tte.ir import Array
+from tte.ops.linear import weight_scales
+from tte.ops.linear_grad import BiasUpdate, WeightUpdate
+from tte.run import CROSS_ENTROPY_LOSS_SCALE, FULL_RATE, Schedule
+from tte.search.candidate import Candidate
+from tte.search.cuts import places
+from tte.search.task import Task, compile_whole, division, head_name, trainable
+from tte.search.twin import Route, Twin, route
+from tte.training.scheme import LayerUpdate
+
+#: Samples whose features are computed by one job.
+CHUNK = 250
+#: Learning rate by which Fisher information is read off a step: a gradient of so many steps of a weight's residual
+#: (1/256 of a weight step) is neither lost to rounding nor clipped.
+FISHER_RATE = 1.0
+_HEAD_RATE = 0.01
+
+
+@functools.lru_cache(maxsize=4)
+def program(task: Task, mode: str, rate: float) -> Twin:
+    """The task's program, loaded into this process; compiled if need be."""
+    return Twin(compile_whole(task, rate, mode), Path(task.folder) / "programs")
+
+
+@functools.lru_cache(maxsize=4)
+def _places(task: Task, mode: str, rate: float) -> tuple[int, ...]:
+    return places(program(task, mode, rate).plan, trainable(task))
+
+
+def way_of(task: Task, mode: str, rate: float, updates: Mapping[str, LayerUpdate]) -> Route:
+    """The route with the latest shared cut that suits the updates."""
+    twin = program(task, mode, rate)
+    first = route(twin.plan, updates).first
+    cut = max([p for p in _places(task, mode, rate) if p <= first], default=first)
+    return route(twin.plan, updates, cut)
+
+
+# --- features ---
+
+
+@dataclass(frozen=True)
+class Features:
+    """The file of a cut's features: uint8 [samples of the division, bytes], empty where nothing was computed yet.
+
+    Attributes:
+        done: the file with a byte for every chunk of samples: 1 where it was computed.
+    """
+
+    path: Path
+    done: Path
+    chunks: int
+
+    def missing(self, numbers: range) -> list[int]:
+        """Chunks that hold these samples and are not computed."""
+        made = self.done.read_bytes() if self.done.is_file() else bytes(self.chunks)
+        return [c for c in range(numbers.start // CHUNK, -(-numbers.stop // CHUNK)) if not made[c]]
+
+    def read(self) -> NDArray[np.uint8]:
+        """Maps the file into memory."""
+        found: NDArray[np.uint8] = np.load(self.path, mmap_mode="r")
+        return found
+
+
+def features_of(task: Task, twin: Twin, way: Route) -> Features:
+    """Where a route's features lie; the files are made if they are not there, full of holes."""
+    count = division(task).test.stop
+    size = sum(twin.graph.type(t).nbytes for t in way.features)
+    name = hashlib.sha256(repr((task.identity, way.features, size)).encode()).hexdigest()[:16]
+    folder = Path(task.folder) / "features"
+    found = Features(folder / f"{name}.npy", folder / f"{name}.done", -(-count // CHUNK))
+    if not found.done.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        new = folder / f".{name}-{os.getpid()}"
+        np.lib.format.open_memmap(new, "w+", np.uint8, (count, size)).flush()
+        os.replace(new, found.path)
+        new.write_bytes(bytes(found.chunks))
+        os.replace(new, found.done)
+    return found
+
+
+def compute_features(task: Task, mode: str, rate: float, updates: dict[str, LayerUpdate], chunk: int) -> None:
+    """Computes one chunk of a cut's features into its file."""
+    twin, way = program(task, mode, rate), way_of(task, mode, rate, updates)
+    found, parts = features_of(task, twin, way), division(task)
+    numbers = range(chunk * CHUNK, min((chunk + 1) * CHUNK, parts.test.stop))
+    to = np.load(found.path, mmap_mode="r+")
+    to[numbers.start : numbers.stop] = twin.features(parts.samples(numbers), way)
+    to.flush()
+    with found.done.open("r+b") as file:
+        file.seek(chunk)
+        file.write(b"\1")
+
+
+# --- training ---
+
+
+def train(task: Task, rate: float, candidate: Candidate, seed: int, samples: int, final: bool) -> dict[str, Any]:
+    """One pass over training samples, then accuracy on the validation samples.
+
+    Args:
+        rate: compiled into the program.
+        seed: of the order of the samples, and of the device's random numbers.
+        samples: how many, the first ones of the division.
+        final: train on all samples, those to validate on as well; accuracy is that of the test set.
+
+    Returns:
+        accuracy (0..1), loss (nats, mean of the last quarter), rate, seconds.
+    """
+    started = time.monotonic()
+    twin, parts = program(task, task.mode, rate), division(task)
+    updates = candidate.updates(head_name(task))
+    way = way_of(task, task.mode, rate, updates)
+    x = features_of(task, twin, way).read()
+    chosen = range(parts.training.stop) if final else parts.training[:samples]
+    losses = _teach(twin, x, parts.labels, chosen, way, updates, seed, Schedule())
+    tested = parts.test if final else parts.validation
+    accuracy = twin.accuracy(x[tested.start : tested.stop], parts.labels[tested.start : tested.stop], way)
+    loss = float(losses[-max(1, len(losses) // 4) :].mean()) * CROSS_ENTROPY_LOSS_SCALE
+    seconds = round(time.monotonic() - started, 3)
+    return {"accuracy": accuracy, "loss": round(loss, 4), "rate": rate, "seconds": seconds}
+
+
+def probe(task: Task, rate: float, candidate: Candidate, seed: int, steps: int, halvings: int) -> list[float]:
+    """Losses (nats) of the last third of a short run with the learning rate `rate` halved so many times.
+
+    The rate is halved at run time: one program serves all probes; its steps differ from those of a program compiled with
+    the halved rate in the last bits only.
+    """
+    twin, parts = program(task, task.mode, rate), division(task)
+    updates = candidate.updates(head_name(task))
+    way = way_of(task, task.mode, rate, updates)
+    x = features_of(task, twin, way).read()
+    losses = _teach(
+        twin, x, parts.labels, parts.training[:steps], way, updates, seed, Schedule(FULL_RATE >> halvings), steady=True
+    )
+    return [round(float(v) * CROSS_ENTROPY_LOSS_SCALE, 4) for v in losses[-max(1, len(losses) // 3) :]]
+
+
+def _teach(
+    twin: Twin, x: NDArray[np.uint8], labels: NDArray[np.int32], chosen: range, way: Route,
+    updates: Mapping[str, LayerUpdate], seed: int, schedule: Schedule, steady: bool = False,
+) -> NDArray[np.int32]:  # fmt: skip
+    """A pass over the chosen samples in an order that the seed gives, from the initial weights; gives the losses.
+
+    Args:
+        steady: the rate stays at its peak after the warm-up.
+    """
+    count = len(chosen)
+    order = chosen.start + np.random.default_rng([seed, 1]).permutation(count)
+    rates = [schedule.factor(step, count) for step in range(count)]
+    if steady:
+        rates[rates.index(max(rates)) :] = [schedule.peak] * (count - rates.index(max(rates)))
+    twin.reset(seed & 0xFFFFFFFF)
+    return twin.train(x, labels, order.astype(np.uint32), np.array(rates, np.uint16), way, updates)
+
+
+# --- Fisher information ---
+
+
+def fisher(task: Task, first: int, last: int) -> dict[str, list[float]]:
+    """Sums over training samples first..last of squared gradients, by weight channel and, under `NAME/bias`, by bias.
+
+    In residual mode r8 a step changes a weight and its residual by the gradient itself, but for rounding to 1/256 of a
+    weight step; so a single step from the same weights for each sample gives its gradient in the device's integers. A
+    gradient through a head that knows nothing says nothing, so the head learns the task first where it is a fresh one.
+    """
+    rate = FISHER_RATE
+    twin, parts = program(task, "r8", rate), division(task)
+    head, names = head_name(task), trainable(task)
+    updates = {n: LayerUpdate(True, True) for n in names}
+    way = route(twin.plan, updates)
+    chosen = parts.training[first:last]
+    x = twin.features(parts.samples(chosen), way)
+    state = _with_head(task, twin, head) if task.classes else _fresh(twin)
+    slots = _slots(twin, [n for n in names if n != head])
+    sums = {key: np.zeros(twin.graph.type(tensor).shape, np.int64) for key, (tensor, *_) in slots.items()}
+    start = {key: _values(twin, state, *places) for key, places in slots.items()}
+    full = np.array([FULL_RATE], np.uint16)
+    for i, number in enumerate(chosen):
+        twin.load(state)
+        twin.train(x[i : i + 1], parts.labels[number : number + 1], np.zeros(1, np.uint32), full, way, updates, ())
+        now = twin.state()
+        for key, places in slots.items():
+            change = _values(twin, now, *places) - start[key]
+            sums[key] += change * change
+    return {key: [float(v) for v in _real(twin, key, sums[key], rate)] for key in slots}
+
+
+def _fresh(twin: Twin) -> bytes:
+    twin.reset()
+    return twin.state()
+
+
+def _with_head(task: Task, twin: Twin, head: str) -> bytes:
+    """The state after the head alone has learnt from a pass over some training samples."""
+    parts = division(task)
+    updates = {head: LayerUpdate(True, True)}
+    way = way_of(task, "r8", FISHER_RATE, updates)
+    chosen = parts.training[:1000]
+    x = features_of(task, twin, way).read()
+    peak = round(FULL_RATE * _HEAD_RATE / FISHER_RATE)
+    _teach(twin, x, parts.labels, chosen, way, updates, 0, Schedule(peak))
+    return twin.state()
+
+
+def _slots(twin: Twin, names: list[str]) -> dict[str, tuple[str, str]]:
+    """By layer, or `LAYER/bias`: the parameter, and its residual ("" for a bias)."""
+    layers = {n.name: n for n in twin.graph.nodes[: twin.plan.program.shared]}
+    residuals = {n.inputs[3]: n.inputs[4] for n in twin.graph.nodes if isinstance(n.op, WeightUpdate)}
+    found = {n: (layers[n].inputs[1], residuals[layers[n].inputs[1]]) for n in names}
+    return found | {f"{n}/bias": (layers[n].inputs[-1], "") for n in names}
+
+
+def _values(twin: Twin, state: bytes, tensor: str, residual: str) -> NDArray[np.int64]:
+    """A parameter in its finest units: 1/256 of a weight step, or a bias step."""
+    found = twin.values(state, tensor).astype(np.int64)
+    return found * 256 + twin.values(state, residual) if residual else found
+
+
+def _real(twin: Twin, key: str, squares: NDArray[np.int64], rate: float) -> Array:
+    """Squared changes, summed, as squared gradients in real units: by bias, or summed over each weight channel."""
+    if key.endswith("/bias"):
+        tensor = _slots(twin, [key.removesuffix("/bias")])[key][0]
+        op = next(n.op for n in twin.graph.nodes if isinstance(n.op, BiasUpdate) and n.inputs[2] == tensor)
+        return np.array(squares * (np.array(op.units) / rate) ** 2)
+    tensor = _slots(twin, [key])[key][0]
+    node = next(n for n in twin.graph.nodes if isinstance(n.op, WeightUpdate) and n.inputs[3] == tensor)
+    assert isinstance(node.op, WeightUpdate)
+    geometry = node.op.geometry
+    scales = np.array(weight_scales(twin.graph.type(tensor), geometry.out_c)) / 256 / rate
+    shaped = squares.reshape(geometry.weight_shape) * (scales if geometry.depthwise else scales.reshape(-1, 1, 1, 1)) ** 2
+    return np.array(shaped.sum(axis=(0, 1, 2)))
