@@ -169,6 +169,10 @@ def _models() -> Iterator[Case]:
         yield Case(f"digits, {what}", Options(update=update), file=digits)
     for model in MODELS:
         yield Case(f"{model}, inference", Options(update="none"), file=SHARED / "models" / f"{model}.tflite")
+    # What more memory than the least buys: convolutions that run whole instead of row by row.
+    for model, room in (("kws_ref_model", 20_000), ("pretrainedResnet_quant", 30_000)):
+        file = SHARED / "models" / f"{model}.tflite"
+        yield Case(f"{model}, inference, arena of {room:,} bytes", Options(update="none", budget=room), file=file)
     for model, schemes in (("mcunet-5fps", (49, 74, 99, 124, 148)), ("mbv2-w0.35", (49, 73, 99, 123, 138))):
         for scheme in schemes:
             options = Options(update=str(SHARED / "schemes" / f"{model}-{scheme}kb.toml"), classes=10)

@@ -59,9 +59,11 @@ def measure(case: Case, core: str, target: str = "") -> list[Figure]:
         project = firmware.generate_project(folder / "project", sources, emulated, name="bench")
         counted = profile.count(project, compiled)
     lines = counted.lines(costs(compiled.plan.program))
-    if case.steps:
+        memory = None if case.steps else firmware.build(project)
+    if memory is None:
         return [Figure(f"{line.name} {line.operator}", line.macs, line.counted) for line in lines if line.stage is None]
-    return list(_kinds(compiled, counted, lines))
+    sizes = [Figure("bytes of RAM, whole program", 0, memory.ram_bytes), Figure("bytes of flash", 0, memory.flash_bytes)]
+    return [*_kinds(compiled, counted, lines), *sizes]
 
 
 def _compiled(case: Case, folder: Path, target: str) -> Compiled:
