@@ -58,8 +58,8 @@ def measure(case: Case, core: str, target: str = "") -> list[Figure]:
         sources = codegen.render(compiled.plan, "bench", case.name)
         project = firmware.generate_project(folder / "project", sources, emulated, name="bench")
         counted = profile.count(project, compiled)
-    lines = counted.lines(costs(compiled.plan.program))
         memory = None if case.steps else firmware.build(project)
+    lines = counted.lines(costs(compiled.plan.program))
     if memory is None:
         return [Figure(f"{line.name} {line.operator}", line.macs, line.counted) for line in lines if line.stage is None]
     sizes = [Figure("bytes of RAM, whole program", 0, memory.ram_bytes), Figure("bytes of flash", 0, memory.flash_bytes)]
