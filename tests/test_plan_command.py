@@ -51,7 +51,7 @@ def test_curve(update: str, rows: bool) -> None:
 def test_curve_has_what_build_makes() -> None:
     """The ends of the curve are the plans without limit and with none."""
     found = explored("full")
-    built = [compile_model(DIGITS, Options(update="full", budget=b)).plan for b in (0, 1 << 20)]
+    built = [compile_model(DIGITS, Options(update="full", budget=b, target=BOARD.target)).plan for b in (0, 1 << 20)]
     limit = BOARD.ram_bytes
     ends = [found.points[-1], found.points[0]]
     assert [tradeoff.point(p, limit).arena_bytes for p in built] == [p.arena_bytes for p in ends]

@@ -113,6 +113,7 @@ def explore(model: Path, board: Board, options: Options, ram: int | None = None)
         ModelError: the model or the scheme cannot be run or trained.
     """
     limit = min(ram or board.ram_bytes, board.ram_bytes)
+    options = replace(options, target=board.target)
     compiled = compile_model(model, options)
     first = compiled
     room = limit - codegen.state_bytes(compiled.plan) - RESERVE
@@ -186,8 +187,8 @@ def peak_name(found: Plan) -> str:
 
 
 def _unplanned(program: Program) -> Program:
-    """The program as it is before a plan decides which dX steps keep their accumulators."""
-    return replace(program, graph=program.graph.with_nodes([_frugal(n) for n in program.graph.nodes]))
+    """The program as it is before a plan decides which steps get scratch memory, and which dX steps keep their sums."""
+    return replace(program, graph=program.graph.with_nodes([_frugal(n) for n in program.graph.nodes]), scratch={})
 
 
 def _frugal(node: Node) -> Node:

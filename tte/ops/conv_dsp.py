@@ -208,6 +208,8 @@ def weight_update_kernels(g: Geometry, portable: Kernel, channels: int) -> tuple
         channels: input channels that train.
     """
     pixels, taps = g.out_h * g.out_w, g.k_h * g.k_w
+    if pixels < 4:
+        return ()  # hardly anything to sum
     params = portable.params
     window = _windowed(g)
     listed = any(label == "channel" for label, _ in portable.tables)
