@@ -12,10 +12,11 @@ from rich.progress import Progress
 import tte
 from tte import board as boards
 from tte import inspection, project, verify
-from tte.cli import learn, plan, show
+from tte.cli import learn, plan, search, show
 from tte.cli.output import Output, Size, command, fail
 from tte.compiler import LOSSES, Options
 from tte.errors import ModelError
+from tte.search import auto
 from tte.training.autodiff import Numerics
 
 _DIR = click.Path(path_type=Path, file_okay=False)
@@ -49,7 +50,7 @@ def inspect(output: Output, model: Path) -> int:
 @click.argument("model", type=_FILE)
 @click.option("--board", "board_name", required=True, help="A board's name (see `tte boards`), or a JSON file.")
 @click.option("--classes", type=int, default=0, help="Replace the classifier by a fresh one with N outputs.")
-@click.option("--update", default="last", show_default=True, help="What trains: none, last, bias, full, or a TOML file.")
+@click.option("--update", default="last", show_default=True, help="What trains: none, last, bias, full, auto, or a TOML file.")
 @click.option("--ram", type=Size(), help="RAM to stay within, below the board's own: bytes, 96K, 1M.")
 @click.option("--out", type=_DIR, help="Folder to write.  [default: build/MODEL-BOARD]")
 @click.option("--rows", is_flag=True, help="The program's caller supplies the input row by row; it never lies in RAM whole.")
@@ -70,7 +71,8 @@ def build(output: Output, model: Path, board_name: str, ram: int | None, out: Pa
     board = boards.load(board_name)
     folder = out or Path("build") / f"{model.stem}-{board.name}"
     chosen = Options(numerics=Numerics(learning_rate, mode, batch), **options)
-    made = project.build(model, board, chosen, folder, ram=ram, dump_ir=dump_ir, say=output.say)
+    with auto.resolved(model, board, chosen, ram, output.say) as chosen:
+        made = project.build(model, board, chosen, folder, ram=ram, dump_ir=dump_ir, say=output.say)
     show.build(output.console, made)
     if steps_table:
         show.steps(output.console, made.steps)
@@ -119,3 +121,5 @@ def verify_build(output: Output, folder: Path, steps: int, on: str, seed: int) -
 main.add_command(learn.run)
 main.add_command(learn.demo)
 main.add_command(plan.plan)
+main.add_command(search.search)
+main.add_command(search.train_host)

@@ -15,6 +15,7 @@ from tte import tradeoff
 from tte.cli.output import Output, Size, command
 from tte.compiler import LOSSES, Options
 from tte.planner.arena import Plan
+from tte.search import auto
 from tte.tradeoff import Point, Tradeoff
 from tte.training.autodiff import Numerics
 
@@ -23,7 +24,7 @@ from tte.training.autodiff import Numerics
 @click.argument("model", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--board", "board_name", required=True, help="A board's name (see `tte boards`), or a JSON file.")
 @click.option("--classes", type=int, default=0, help="Replace the classifier by a fresh one with N outputs.")
-@click.option("--update", default="last", show_default=True, help="What trains: none, last, bias, full, or a TOML file.")
+@click.option("--update", default="last", show_default=True, help="What trains: none, last, bias, full, auto, or a TOML file.")
 @click.option("--ram", type=Size(), help="RAM to stay within, below the board's own: bytes, 96K, 1M.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder.  [default: build/plan-MODEL-BOARD]")
 @click.option("--rows", is_flag=True, help="Choose a plan whose input is supplied row by row.")
@@ -39,7 +40,8 @@ def plan(output: Output, model: Path, board_name: str, ram: int | None, out: Pat
     folder = out or Path("build") / f"plan-{model.stem}-{board.name}"
     chosen = Options(numerics=Numerics(Numerics.rate, mode, batch), **options)
     output.say(f"planning {model.name}")
-    found = tradeoff.explore(model, board, chosen, ram)
+    with auto.resolved(model, board, chosen, ram, output.say) as chosen:
+        found = tradeoff.explore(model, board, chosen, ram)
     _show(output.console, found, board.title)
     from tte import picture  # matplotlib is slow to load
 

@@ -8,13 +8,14 @@ the real price of what it found, shifts the limits by the error, and looks again
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tte.search.candidate import Candidate, Limits, Price
-from tte.search.desk import HEAD, Desk, Pick
+from tte.search.desk import HEAD, Desk, Pick, merged
 
 _ROUNDS = 10  # of shifting the limits
+_OPTIMISM = 0.97  # of an estimate: what it may be too high by
 _CLOSE = 0.004  # of a limit: what is left is not worth another round
 
 
@@ -45,6 +46,14 @@ class Costs:
         parts += [(1.0, self.cut[next(n for n in self.names if n in trained)])] if trained else []
         ram += round(sum(f * p.ram_bytes for f, p in parts))
         return Price(ram, instructions + round(sum(f * p.instructions for f, p in parts)))
+
+
+    def likely(self, pick: Pick, limits: Limits) -> bool:
+        """Whether a pick's real price may stay within limits, even though the model is a little wrong."""
+        if not {*pick.biases, *pick.weights} <= {*self.names}:
+            return False
+        price = self.estimate(pick)
+        return limits.allow(Price(int(_OPTIMISM * price.ram_bytes), int(_OPTIMISM * price.instructions)))
 
 
 def fit(desk: Desk) -> Costs:
@@ -108,6 +117,19 @@ def within(desk: Desk, costs: Costs, limits: Limits, solve: Solve) -> tuple[Pick
             least = [s + max(1, (x or 0) // 100) for s, x in zip(shift, bounds, strict=True)]
             shift = [max(e, m) if o else s for s, e, m, o in zip(shift, error, least, over, strict=True)]
     return best
+
+
+def greedy(desk: Desk, costs: Costs, items: Sequence[Sequence[Pick]]) -> Pick:
+    """Adds of each item, in turn, the first option with which everything still fits; the model says what is worth asking."""
+    have = Pick(rule=items[0][0].rule) if items else Pick()
+    for options in items:
+        grown = [g for o in options if costs.likely(g := merged(have, o), desk.limits)]
+        for pair in (grown[i : i + 2] for i in range(0, len(grown), 2)):
+            fitting = [g for g, ok in zip(pair, desk.fits([g.candidate(desk.layers) for g in pair]), strict=True) if ok]
+            if fitting:
+                have = fitting[0]
+                break
+    return have
 
 
 def _figures(price: Price) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tte.errors import ModelError
-from tte.search.candidate import Bench, Candidate, Layer, Limits, Measured, Price
+from tte.search.candidate import Bench, Candidate, Contribution, Layer, Limits, Measured, Price
 
 #: The fractions of a layer's channels that TTE's analysis tries (Lin et al., NeurIPS 2022, section 3.2).
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)
@@ -62,9 +62,14 @@ class Desk:
             raise ModelError(
                 f"training the head alone needs {price.ram_bytes:,} bytes of RAM and {price.instructions:,} instructions a step",
                 where="the search",
-                limit=f"{_text(limits.ram_bytes)} bytes, {_text(limits.instructions)} instructions",
+                limit=self.limit,
                 remedy="a higher limit, or a smaller model or input",
             )
+
+    @property
+    def limit(self) -> str:
+        """The limits, for people."""
+        return f"{_text(self.limits.ram_bytes)} bytes, {_text(self.limits.instructions)} instructions"
 
     @property
     def names(self) -> list[str]:
@@ -111,15 +116,6 @@ class Desk:
         deep = self.deepest(Candidate((n,)) for n in back)
         return back[:deep][::-1]
 
-    def greedy(self, items: Sequence[Sequence[Pick]]) -> Pick:
-        """Adds of each item, in turn, the first option with which everything still fits."""
-        have = Pick(rule=items[0][0].rule) if items and items[0] else Pick()
-        for options in items:
-            grown = [merged(have, o) for o in options]
-            fit = self.fits([g.candidate(self.layers) for g in grown])
-            have = next((g for g, ok in zip(grown, fit, strict=True) if ok), have)
-        return have
-
 
 def merged(a: Pick, b: Pick) -> Pick:
     """Both; where both name a layer's weights, b's fraction."""
@@ -128,3 +124,25 @@ def merged(a: Pick, b: Pick) -> Pick:
 
 def _text(limit: int | None) -> str:
     return "any number of" if limit is None else f"{limit:,}"
+
+
+def tail(names: Sequence[str], count: int, *, whole: bool) -> Candidate:
+    """The last `count` layers: their biases, or all of them."""
+    last = sorted(names[len(names) - count :])
+    return Candidate(tuple(last), tuple((n, ()) for n in last) if whole else ())
+
+
+def fisher_scores(desk: Desk, information: Mapping[str, Sequence[float]]) -> list[Contribution]:
+    """TinyTrain's score of each layer: Fisher information by weights and by multiply-accumulates, in shares of the largest."""
+    memory = max([1, *(x.weights for x in desk.layers)])
+    compute = max([1, *(x.macs for x in desk.layers)])
+    return [
+        Contribution(x.name, "weights", 1.0, sum(information.get(x.name, ())) * memory * compute / max(1, x.weights * x.macs))
+        for x in desk.layers
+    ]
+
+
+def fisher_items(scores: Sequence[Contribution]) -> list[list[Pick]]:
+    """What enters in turn: each layer's options, largest first."""
+    order = sorted((s for s in scores if s.gain > 0), key=lambda s: -s.gain)
+    return [[Pick(frozenset([s.layer]), {s.layer: f} if f else {}, "fisher") for f in (*FRACTIONS[::-1], 0.0)] for s in order]

@@ -55,7 +55,7 @@ def evolve(costs: Costs, gains: Gains, limits: Limits, seed: int) -> tuple[Pick,
     for _ in range(_GENERATIONS):
         # Ties fall to the genome, not to the order of birth.
         parents = sorted(set(living), key=lambda g: (-fitness(g), g.biases, g.fractions))[:_PARENTS]
-        children = []
+        children: list[_Genome] = []
         while len(parents) + len(children) < _POPULATION:
             if rng.random() < 0.5:
                 children.append(_crossed(rng, rng.choice(parents), rng.choice(parents)))

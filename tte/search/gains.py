@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tte.search.candidate import Contribution
-from tte.search.desk import HEAD, Desk, Pick
+from tte.search.desk import FRACTIONS, HEAD, Desk, Pick
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class Analysis:
     runs: int
     samples: int
 
+    def weights(self) -> dict[tuple[str, float], float]:
+        """Measured gains of weights, by layer and fraction."""
+        return {(c.layer, c.fraction): c.gain for c in self.raw if c.part == "weights"}
+
 
 def analyse(desk: Desk, names: Sequence[str], fractions: Sequence[float], samples: int, seeds: Sequence[int]) -> Analysis:
     """Contribution analysis after TTE (Lin et al., NeurIPS 2022, section 3.2).
@@ -68,20 +72,27 @@ def analyse(desk: Desk, names: Sequence[str], fractions: Sequence[float], sample
     tails = [Pick(frozenset(names[i:])).candidate(desk.layers) for i in range(len(names))]
     grid = [(n, f) for n in names for f in fractions]
     picks = [Pick(every, {n: f}).candidate(desk.layers) for n, f in grid]
-    references = desk.means([HEAD, tails[0]], samples, desk.seeds or seeds)
+    reference = desk.runs([HEAD, tails[0]], samples, desk.seeds)
+    references = [sum(r) / len(r) for r in reference]
     found = desk.runs([*tails, *picks], samples, seeds)
     means = [sum(r) / len(r) for r in found]
     over_head = [m - references[0] for m in means[: len(tails)]]
     over_bias = dict(zip(grid, (m - references[1] for m in means[len(tails) :]), strict=True))
     curve = _ramp(rising(over_head[::-1]))  # of the last 1, 2, ... layers
-    bias = {n: g for n, g in zip(reversed(names), np.diff([0.0, *curve]).tolist(), strict=True)}
+    bias = dict(zip(reversed(names), np.diff([0.0, *curve]).tolist(), strict=True))
     weights = {n: dict(zip(fractions, rising([over_bias[n, f] for f in fractions]), strict=True)) for n in names}
     raw = [Contribution(n, "biases", 1.0, g) for n, g in zip(names, over_head, strict=True)]
     raw += [Contribution(n, "weights", f, g) for (n, f), g in over_bias.items()]
-    spread = [float(np.std(r, ddof=1)) / math.sqrt(len(r)) for r in found if len(r) > 1]
-    noise = math.sqrt(sum(s * s for s in spread) / len(spread)) if spread else 0.0
-    runs = len(found) * len(seeds) + 2 * len(desk.seeds or seeds)
+    noise = standard_error([*reference, *found], len(seeds))
+    runs = len(found) * len(seeds) + 2 * len(desk.seeds)
     return Analysis(Gains(bias, weights), tuple(raw), noise, runs, samples)
+
+
+def standard_error(runs: Sequence[Sequence[float]], count: int) -> float:
+    """Of a mean over `count` seeds: variance between seeds, pooled over candidates; 0 where none ran twice."""
+    free = sum(len(r) - 1 for r in runs)
+    squares = sum(float(np.var(r)) * len(r) for r in runs)
+    return math.sqrt(squares / free / count) if free else 0.0
 
 
 def rising(values: Sequence[float]) -> list[float]:
@@ -110,36 +121,34 @@ def _ramp(values: Sequence[float]) -> list[float]:
 def with_prior(analysis: Analysis, fisher: Mapping[str, Sequence[float]], fractions: Sequence[float]) -> Gains:
     """Gains drawn towards what the layers' Fisher information predicts, as far as noise explains the difference.
 
-    Empirical Bayes: weights' gains at fraction 1 are regressed on the logarithm of Fisher information; the excess of the residual
-    variance over the noise's is what is believed of a measured difference. The gain of a fraction f is that of
-    the whole times f**p, with one p for all layers. Bias gains keep half of their measured place and share the rest out by
-    Fisher information: few biases can be told apart by their place on the curve.
+    Empirical Bayes: weights' gains at fraction 1 are regressed on the logarithm of Fisher information; the excess of the
+    residual variance over the noise's is what is believed of a measured difference. The gain of a fraction f is that of
+    the whole times f**p, with one p for all layers, by least squares over the fractions (ascending). Bias gains keep half
+    of their measured place and share the rest out by Fisher information: on the curve neighbours can hardly be told apart.
     """
     names = list(analysis.gains.bias)
     if not names:
         return analysis.gains
-    top, low = max(fractions), min(fractions)
-    whole = np.array([analysis.gains.weights[n][top] for n in names])
-    part = np.array([analysis.gains.weights[n][low] for n in names])
-    power = 0.0
-    if top > low and whole.sum() > 0:
-        power = math.log(float(np.clip(part.sum() / whole.sum(), low / top, 1.0))) / math.log(low / top)
+    by = analysis.weights()
+    measured = np.array([[by[n, f] for f in fractions] for n in names])
+    shares = np.array(fractions)
+    totals, power = measured.sum(axis=0), 0.0
+    if len(shares) > 1 and totals[-1] > 0:
+        power = math.log(float(np.clip(totals[0] / totals[-1], shares[0] / shares[-1], 1.0))) / math.log(shares[0] / shares[-1])
+    law = (shares / shares[-1]) ** power
+    whole = measured @ law / float(law @ law)  # least squares
     information = np.log([sum(fisher.get(n, ())) + 1e-30 for n in names])
     believed = whole
     if len(names) > 3 and np.ptp(information) > 0:
         line = np.polyval(np.polyfit(information, whole, 1), information)
         residual = float(((whole - line) ** 2).sum()) / (len(names) - 2)
-        noise = analysis.noise**2 if analysis.noise else residual / 2
+        noise = analysis.noise**2 / float(law @ law)
         trust = max(0.0, 1.0 - noise / residual) if residual > 0 else 1.0
         believed = trust * whole + (1 - trust) * line
-    weights = {n: {f: float(g) * (f / top) ** power for f in fractions_between(fractions)} for n, g in zip(names, believed, strict=True)}
+    between = sorted({*FRACTIONS, *fractions})
+    weights = {n: {f: float(g) * (f / fractions[-1]) ** power for f in between} for n, g in zip(names, believed, strict=True)}
     total = sum(analysis.gains.bias.values())
-    shares = np.array([sum(fisher.get(f"{n}/bias", ())) for n in names])
-    shares = shares / shares.sum() if shares.sum() > 0 else np.full(len(names), 1 / len(names))
-    bias = {n: 0.5 * analysis.gains.bias[n] + 0.5 * total * float(s) for n, s in zip(names, shares, strict=True)}
+    parts = np.array([sum(fisher.get(f"{n}/bias", ())) for n in names])
+    parts = parts / parts.sum() if parts.sum() > 0 else np.full(len(names), 1 / len(names))
+    bias = {n: 0.5 * analysis.gains.bias[n] + 0.5 * total * float(s) for n, s in zip(names, parts, strict=True)}
     return Gains(bias, weights)
-
-
-def fractions_between(fractions: Sequence[float]) -> tuple[float, ...]:
-    """TTE's fractions from 1/8 on, with the measured ones."""
-    return tuple(sorted({0.125, 0.25, 0.5, 1.0, *fractions}))

@@ -29,7 +29,7 @@ class Pool:
     """
 
     def __init__(self, workers: int = 1, scheduler: str = "", console: Console | None = None) -> None:
-        self.workers = workers or len(os.sched_getaffinity(0))
+        self.workers = workers or _cores()
         self.scheduler = scheduler
         self._console = console or Console(stderr=True, quiet=True)
         self._client = _connect(scheduler) if scheduler else None
@@ -82,6 +82,10 @@ class Pool:
             from joblib.externals.loky import get_reusable_executor
 
             get_reusable_executor().shutdown(wait=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _numbered(index: int, job: Callable[..., T], arguments: tuple[Any, ...]) -> tuple[int, T]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tte import codegen, steps
 from tte.compiler import Options, choose_loss, compile_model
-from tte.ir import verify
+from tte.ir import Role, verify
 from tte.passes.dead import eliminate_dead
 from tte.passes.save_channels import save_channels
 from tte.passes.settle import settle
@@ -31,7 +33,7 @@ def price(task: Task, target: str, rows: bool, candidate: Candidate) -> Price:
         rows: the input comes row by row.
     """
     numerics = Numerics(mode=task.mode)
-    options = Options(task.classes, "", task.loss, task.head_seed, numerics, rows, target=target)
+    options = Options(task.classes, "last", task.loss, task.head_seed, numerics, rows, target=target)
     made = compile_model(task.model, options, scheme=candidate.scheme("candidate"))
     lines = [c for c in steps.costs(made.plan.program) if c.stage is None and c.calls != "inference"]
     ram = made.plan.arena_bytes + codegen.state_bytes(made.plan) + RESERVE
@@ -51,8 +53,6 @@ def least_ram(task: Task, target: str, rows: bool, candidate: Candidate) -> int:
     training = verify(settle(save_channels(eliminate_dead(derived))))
     program = schedule(training, graph.outputs, (head.logits, LOSS), target)
     if rows:
-        from dataclasses import replace
-
         program = replace(program, supplied=graph.inputs[0])
-    state = sum(-(-s.type.nbytes // 4) * 4 for s in program.graph.tensors.values() if s.role.name == "PARAM")
+    state = sum(-(-t.type.nbytes // 4) * 4 for t in program.graph.of_role(Role.PARAM))
     return state + scheme_bound(program).nbytes + RESERVE

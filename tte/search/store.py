@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO = path.open("a+b")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._file)
         except OSError:
             self._file.close()
             raise DataError("another search works in this folder", where=str(path), remedy="choose another --folder") from None
@@ -42,9 +42,8 @@ class Store:
                 self._known[_name(entry["q"])] = entry["a"]
             except (ValueError, TypeError, KeyError):
                 self._file.close()
-                raise DataError(
-                    f"line {number} is no answer of a search", where=str(path), remedy="remove the line, or choose another --folder"
-                ) from None
+                remedy = "remove the line, or choose another --folder"
+                raise DataError(f"line {number} is no answer of a search", where=str(path), remedy=remedy) from None
         if whole < len(content):
             self._file.truncate(whole)
 
@@ -78,6 +77,14 @@ class Store:
         self._file.write(json.dumps({"q": question, "a": answer}).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _lock(file: BinaryIO) -> None:
+    """Raises OSError if another process has locked the file; the lock ends with the process."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _name(question: list[Any]) -> str:

@@ -256,7 +256,8 @@ def _at(array: Array) -> ctypes.c_void_p:
 def _build(plan: Plan, folder: Path) -> Path:
     """The shared library, compiled once for what it is made of."""
     compiler = toolchain.require("cc")
-    texts = {p: t for p, t in codegen.render(plan, _NAME, "search", "portable", switches=True).items() if p.endswith((".c", ".h"))}
+    rendered = codegen.render(plan, _NAME, "search", "portable", switches=True)
+    texts = {p: t for p, t in rendered.items() if p.endswith((".c", ".h"))}
     digest = hashlib.sha256(repr((compiler, _FLAGS, sorted(texts.items()))).encode()).hexdigest()[:16]
     made = folder / f"twin-{digest}.so"
     if made.is_file():

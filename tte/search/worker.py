@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,14 +32,34 @@ from tte.training.scheme import LayerUpdate
 CHUNK = 250
 #: Learning rate by which Fisher information is read off a step: a gradient of so many steps of a weight's residual
 #: (1/256 of a weight step) is neither lost to rounding nor clipped.
-FISHER_RATE = 1.0
-_HEAD_RATE = 0.01
+FISHER_RATE = 1 / 256
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_ONE = threading.RLock()
+
+
+def _alone(job: Callable[_P, _T]) -> Callable[_P, _T]:
+    """One job at a time in a process: a program has one memory. A cluster's workers may run jobs in threads."""
+
+    @functools.wraps(job)
+    def locked(*arguments: _P.args, **named: _P.kwargs) -> _T:
+        with _ONE:
+            return job(*arguments, **named)
+
+    return locked
 
 
 @functools.lru_cache(maxsize=4)
 def program(task: Task, mode: str, rate: float) -> Twin:
     """The task's program, loaded into this process; compiled if need be."""
     return Twin(compile_whole(task, rate, mode), Path(task.folder) / "programs")
+
+
+@_alone
+def compiled(task: Task, mode: str, rate: float) -> None:
+    """Compiles the task's program."""
+    program(task, mode, rate)
 
 
 @functools.lru_cache(maxsize=4)
@@ -97,6 +118,7 @@ def features_of(task: Task, twin: Twin, way: Route) -> Features:
     return found
 
 
+@_alone
 def compute_features(task: Task, mode: str, rate: float, updates: dict[str, LayerUpdate], chunk: int) -> None:
     """Computes one chunk of a cut's features into its file."""
     twin, way = program(task, mode, rate), way_of(task, mode, rate, updates)
@@ -113,11 +135,15 @@ def compute_features(task: Task, mode: str, rate: float, updates: dict[str, Laye
 # --- training ---
 
 
-def train(task: Task, rate: float, candidate: Candidate, seed: int, samples: int, final: bool) -> dict[str, Any]:
+@_alone
+def train(
+    task: Task, top: float, halvings: int, candidate: Candidate, seed: int, samples: int, final: bool = False
+) -> dict[str, Any]:
     """One pass over training samples, then accuracy on the validation samples.
 
     Args:
-        rate: compiled into the program.
+        top: rate compiled into the program, halved at run time so many times: one program serves many rates, and differs
+            from one that is compiled with the halved rate in the last bits of its steps only.
         seed: of the order of the samples, and of the device's random numbers.
         samples: how many, the first ones of the division.
         final: train on all samples, those to validate on as well; accuracy is that of the test set.
@@ -126,33 +152,29 @@ def train(task: Task, rate: float, candidate: Candidate, seed: int, samples: int
         accuracy (0..1), loss (nats, mean of the last quarter), rate, seconds.
     """
     started = time.monotonic()
-    twin, parts = program(task, task.mode, rate), division(task)
+    twin, parts = program(task, task.mode, top), division(task)
     updates = candidate.updates(head_name(task))
-    way = way_of(task, task.mode, rate, updates)
+    way = way_of(task, task.mode, top, updates)
     x = features_of(task, twin, way).read()
     chosen = range(parts.training.stop) if final else parts.training[:samples]
-    losses = _teach(twin, x, parts.labels, chosen, way, updates, seed, Schedule())
+    losses = _teach(twin, x, parts.labels, chosen, way, updates, seed, Schedule(FULL_RATE >> halvings))
     tested = parts.test if final else parts.validation
     accuracy = twin.accuracy(x[tested.start : tested.stop], parts.labels[tested.start : tested.stop], way)
     loss = float(losses[-max(1, len(losses) // 4) :].mean()) * CROSS_ENTROPY_LOSS_SCALE
     seconds = round(time.monotonic() - started, 3)
-    return {"accuracy": accuracy, "loss": round(loss, 4), "rate": rate, "seconds": seconds}
+    return {"accuracy": accuracy, "loss": round(loss, 4), "rate": top / 2**halvings, "seconds": seconds}
 
 
-def probe(task: Task, rate: float, candidate: Candidate, seed: int, steps: int, halvings: int) -> list[float]:
-    """Losses (nats) of the last third of a short run with the learning rate `rate` halved so many times.
-
-    The rate is halved at run time: one program serves all probes; its steps differ from those of a program compiled with
-    the halved rate in the last bits only.
-    """
-    twin, parts = program(task, task.mode, rate), division(task)
+@_alone
+def probe(task: Task, top: float, halvings: int, candidate: Candidate, seed: int, steps: int) -> float:
+    """Mean loss (nats) of the last third of a short run that holds its learning rate after the warm-up; see `train`."""
+    twin, parts = program(task, task.mode, top), division(task)
     updates = candidate.updates(head_name(task))
-    way = way_of(task, task.mode, rate, updates)
+    way = way_of(task, task.mode, top, updates)
     x = features_of(task, twin, way).read()
-    losses = _teach(
-        twin, x, parts.labels, parts.training[:steps], way, updates, seed, Schedule(FULL_RATE >> halvings), steady=True
-    )
-    return [round(float(v) * CROSS_ENTROPY_LOSS_SCALE, 4) for v in losses[-max(1, len(losses) // 3) :]]
+    schedule = Schedule(FULL_RATE >> halvings)
+    losses = _teach(twin, x, parts.labels, parts.training[:steps], way, updates, seed, schedule, steady=True)
+    return float(losses[-max(1, len(losses) // 3) :].mean()) * CROSS_ENTROPY_LOSS_SCALE
 
 
 def _teach(
@@ -176,6 +198,7 @@ def _teach(
 # --- Fisher information ---
 
 
+@_alone
 def fisher(task: Task, first: int, last: int) -> dict[str, list[float]]:
     """Sums over training samples first..last of squared gradients, by weight channel and, under `NAME/bias`, by bias.
 
@@ -193,14 +216,14 @@ def fisher(task: Task, first: int, last: int) -> dict[str, list[float]]:
     state = _with_head(task, twin, head) if task.classes else _fresh(twin)
     slots = _slots(twin, [n for n in names if n != head])
     sums = {key: np.zeros(twin.graph.type(tensor).shape, np.int64) for key, (tensor, *_) in slots.items()}
-    start = {key: _values(twin, state, *places) for key, places in slots.items()}
+    start = {key: _values(twin, state, *names_of) for key, names_of in slots.items()}
     full = np.array([FULL_RATE], np.uint16)
     for i, number in enumerate(chosen):
         twin.load(state)
         twin.train(x[i : i + 1], parts.labels[number : number + 1], np.zeros(1, np.uint32), full, way, updates, ())
         now = twin.state()
-        for key, places in slots.items():
-            change = _values(twin, now, *places) - start[key]
+        for key, names_of in slots.items():
+            change = _values(twin, now, *names_of) - start[key]
             sums[key] += change * change
     return {key: [float(v) for v in _real(twin, key, sums[key], rate)] for key in slots}
 
@@ -217,8 +240,7 @@ def _with_head(task: Task, twin: Twin, head: str) -> bytes:
     way = way_of(task, "r8", FISHER_RATE, updates)
     chosen = parts.training[:1000]
     x = features_of(task, twin, way).read()
-    peak = round(FULL_RATE * _HEAD_RATE / FISHER_RATE)
-    _teach(twin, x, parts.labels, chosen, way, updates, 0, Schedule(peak))
+    _teach(twin, x, parts.labels, chosen, way, updates, 0, Schedule())
     return twin.state()
 
 
