@@ -242,7 +242,7 @@ def test_killed_and_resumed(place: Path, tmp_path: Path) -> None:
         answers = tmp_path / "killed" / "answers.jsonl"
         before = answers.stat().st_size if answers.is_file() else 0
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-            while not answers.is_file() or answers.stat().st_size < before + 1500:
+            while not answers.is_file() or answers.stat().st_size < before + 300:
                 time.sleep(0.01)
                 assert running.poll() is None, running.communicate()
             running.send_signal(how)

@@ -11,16 +11,12 @@ from tte.passes.dead import eliminate_dead
 from tte.passes.save_channels import save_channels
 from tte.passes.settle import settle
 from tte.planner.schedule import schedule
-from tte.project import FIRMWARE_ROOM, STACK_ROOM
 from tte.search.candidate import Candidate, Price
 from tte.search.task import Task, forward
-from tte.tradeoff import scheme_bound
+from tte.tradeoff import RESERVE, scheme_bound
 from tte.training import head as heads
 from tte.training import scheme as schemes
 from tte.training.autodiff import LOSS, Numerics, derive
-
-#: Bytes beside arena and trained state: what `tte build` keeps for the stack and the firmware's own variables.
-RESERVE = STACK_ROOM + FIRMWARE_ROOM
 
 
 def price(task: Task, target: str, rows: bool, candidate: Candidate) -> Price:
