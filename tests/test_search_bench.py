@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -231,7 +232,8 @@ def test_search_command(place: Path, tmp_path: Path) -> None:
 
 @needs("cc")
 def test_killed_and_resumed(place: Path, tmp_path: Path) -> None:
-    search = (*_SEARCH, "--strategy", "last-k", "--workers", 1, "--learning-rate", 0.01)
+    # Enough samples that a busy computer does not finish before it is told to stop.
+    search = (*_SEARCH, "--samples", 1000, "--strategy", "last-k", "--workers", 1, "--learning-rate", 0.01)
     for folder in ("killed", "whole"):
         if (place / "programs").is_dir():
             shutil.copytree(place / "programs", tmp_path / folder / "programs")
@@ -241,9 +243,13 @@ def test_killed_and_resumed(place: Path, tmp_path: Path) -> None:
     for how, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
         answers = tmp_path / "killed" / "answers.jsonl"
         before = answers.stat().st_size if answers.is_file() else 0
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        # Who runs the tests in the background ignores Ctrl-C, and what they start inherits that.
+        heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+        ) as running:
             while not answers.is_file() or answers.stat().st_size < before + 300:
-                time.sleep(0.01)
+                time.sleep(0.002)
                 assert running.poll() is None, running.communicate()
             running.send_signal(how)
             said = running.communicate()[1]
