@@ -23,7 +23,7 @@ MANIFEST = "build.json"
 STEPS = "steps.txt"  # what each step is and costs, for people
 _KEPT = "source"
 FIRMWARE_ROOM = 512  # bytes for the firmware's own variables, where RAM is to be shared out
-STACK_ROOM = 1536  # bytes of stack where the board's usual reserve does not fit; the program's own bound is far below
+STACK_ROOM = 1536  # bytes of stack where the board's usual reserve does not fit; fast depthwise kernels may need some 1,050
 _MORE_FLASH = "a board with more flash, or a smaller model"
 
 

@@ -19,19 +19,18 @@ from tte.errors import ModelError
 from tte.frontend import tflite
 from tte.inspection import why_frozen
 from tte.ir import Graph, Node, verify
-from tte.project import FIRMWARE_ROOM, STACK_ROOM
 from tte.search.candidate import Candidate, Layer, Limits, Price
 from tte.search.costs import Costs, within
 from tte.search.desk import FRACTIONS, HEAD, Desk
 from tte.search.gains import Gains
 from tte.search.result import ACCURACY, HASH, scheme_of
+from tte.tradeoff import RESERVE
 from tte.training import head as heads
 from tte.training.scheme import channels_by_norm, linear_nodes
 
 #: A folder with schemes that searches found.
 FOLDER = "TTE_SCHEMES"
 _BESIDE = ".auto.toml"
-_RESERVE = STACK_ROOM + FIRMWARE_ROOM
 #: Bytes that a trained weight adds to the arena's state, by residual mode.
 _WEIGHT_BYTES = {"r4": 1.5, "r8": 2.0}
 _BIAS_BYTES = 8.0
@@ -83,7 +82,7 @@ def _stored(model: Path, options: Options, limit: int, say: Callable[[str], None
             say(f"update auto: {path} was not found for this model's content, and is not used")
     for accuracy, path in sorted(ranked, key=lambda r: -r[0]):
         made = compile_model(model, replace(options, update=str(path)))
-        need = made.plan.arena_bytes + codegen.state_bytes(made.plan) + _RESERVE
+        need = made.plan.arena_bytes + codegen.state_bytes(made.plan) + RESERVE
         if need <= limit:
             say(f"update auto: {path}, found by a search ({100 * accuracy:.1f} % on its validation samples)")
             return path
@@ -145,7 +144,7 @@ class _Planner:
         for c in asked:
             if c not in self._kept:
                 made = compile_model(self._model, self._options, scheme=c.scheme("auto")).plan
-                self._kept[c] = Price(made.arena_bytes + codegen.state_bytes(made) + _RESERVE, 0)
+                self._kept[c] = Price(made.arena_bytes + codegen.state_bytes(made) + RESERVE, 0)
         return [self._kept[c] for c in asked]
 
     def accuracy(self, asked: list[tuple[Candidate, int]], samples: int) -> list[float]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tte.errors import ModelError
 from tte.search.candidate import Bench, Candidate, Contribution, Layer, Limits, Measured, Price
 
-#: The fractions of a layer's channels that TTE's analysis tries (Lin et al., NeurIPS 2022, section 3.2).
+#: The fractions of a layer's channels that TTE's analysis tries (Lin et al., NeurIPS 2022).
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)
 HEAD = Candidate()
 _BATCH = 8  # prices asked together where each may end the walk: few are wasted, and a few workers stay busy

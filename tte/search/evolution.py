@@ -1,4 +1,4 @@
-"""An evolutionary search for the largest sum of contributions within the limits (TTE: Lin et al., NeurIPS 2022, section 3.2)."""
+"""An evolutionary search for the largest sum of contributions within the limits (TTE: Lin et al., NeurIPS 2022)."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Analysis:
 
 
 def analyse(desk: Desk, names: Sequence[str], fractions: Sequence[float], samples: int, seeds: Sequence[int]) -> Analysis:
-    """Contribution analysis after TTE (Lin et al., NeurIPS 2022, section 3.2).
+    """Contribution analysis after TTE (Lin et al., NeurIPS 2022).
 
     Biases: the gain of training the biases of the last k layers over training the head alone, for every k. Weights: the
     gain of each layer's weights alone over the biases of all these layers. The reference runs with all of the search's seeds.

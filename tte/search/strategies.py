@@ -58,7 +58,7 @@ def full(bench: Bench, limits: Limits, seed: int) -> Found:
 
 
 def contribution(bench: Bench, limits: Limits, seed: int) -> Found:
-    """TTE's contribution analysis and evolutionary search (Lin et al., NeurIPS 2022, section 3.2).
+    """TTE's contribution analysis and evolutionary search (Lin et al., NeurIPS 2022).
 
     Gains of the biases of the last k layers, and of each layer's weights at 1/8, 1/4, 1/2 and 1 of its channels; then the
     largest sum of gains within the limits. TTE adds up memory by formula; here that only guides, and the planner decides.
@@ -84,7 +84,7 @@ def knapsack_search(bench: Bench, limits: Limits, seed: int) -> Found:
 
 
 def sensitivity(bench: Bench, limits: Limits, seed: int) -> Found:
-    """Layer-by-layer sensitivity after PockEngine (Zhu et al., MICRO 2023, section 4): one layer trains at a time.
+    """Layer-by-layer sensitivity after PockEngine (Zhu et al., MICRO 2023): one layer trains at a time.
 
     From the last layer to the first that fits, the gain over the head alone of a layer's bias, and of its bias and
     weights. Greedy: the largest gains first, each at the largest fraction that still fits; gains below the noise are
@@ -111,7 +111,7 @@ def sensitivity(bench: Bench, limits: Limits, seed: int) -> Found:
 
 
 def fisher(bench: Bench, limits: Limits, seed: int) -> Found:
-    """Fisher information by memory and compute after TinyTrain (Kwon et al., ICML 2024, section 2.2): no training runs.
+    """Fisher information by memory and compute after TinyTrain (Kwon et al., ICML 2024): no training runs.
 
     Layers enter by TinyTrain's score, each with its bias and the largest fraction of its channels, the most informative
     ones, that still fits.
