@@ -28,6 +28,7 @@ class Sample:
     Attributes:
         data: the .tflite file.
         layers: (name, trained bias, fraction of the weights' channels; 0: frozen).
+        redraw: steps after which other channels train; 0: never.
     """
 
     seed: int
@@ -36,12 +37,14 @@ class Sample:
     numerics: Numerics
     loss: str
     classes: int
+    redraw: int = 0
 
     def scheme(self) -> str:
         """The update scheme as TOML."""
         bias = [name for name, trains, _ in self.layers if trains]
         weights = [f'"{name}" = {fraction}' for name, _, fraction in self.layers if fraction]
-        return "\n".join([f"head = {str(self.seed % 5 > 0).lower()}", f"bias = {bias}", "[weights]", *weights])
+        head = f"head = {str(self.seed % 5 > 0).lower()}"
+        return "\n".join([head, f"redraw = {self.redraw}", f"bias = {bias}", "[weights]", *weights])
 
     def compile(self, folder: Path, rows: bool = False, stream: bool = True) -> Compiled | None:
         """Through `compile_model`, as `tte build` does; None where the scheme cannot train, or not with row input."""
@@ -82,7 +85,7 @@ def _sample(seed: int, rng: np.random.Generator, data: bytes, loss: str) -> Samp
     mode = str(rng.choice(["r4", "r8", "sr", "nearest"]))
     numerics = Numerics(float(10 ** rng.uniform(-2.5, 0)), mode, int(rng.choice([1, 1, 2, 3])))
     classes = int(rng.integers(2, 9)) if loss == "cross-entropy" and rng.random() < 0.3 else 0
-    return Sample(seed, data, layers, numerics, loss, classes)
+    return Sample(seed, data, layers, numerics, loss, classes, numerics.batch * (0, 1, 0, 2)[seed % 4])
 
 
 def _model(rng: np.random.Generator) -> tuple[bytes, str]:

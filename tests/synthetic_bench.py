@@ -32,6 +32,7 @@ class Synthetic:
     runs: int = 0
     prices: int = 0
     said: list[str] = field(default_factory=list)
+    mode: str = "r4"
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.seed)
@@ -60,20 +61,30 @@ class Synthetic:
         self.runs += len(asked)
         return [self.truth(c) + self._noise(c, s, samples) for c, s in asked]
 
+    def losses(self, asked: list[tuple[Candidate, int]], samples: int) -> list[float]:
+        return [4 - 3.3 * (self.truth(c) + self._noise(c, s + 1000, samples)) for c, s in asked]
+
+    def class_rate(self, candidates: list[Candidate]) -> list[float]:
+        return [c.rate or 0.01 for c in candidates]
+
+    def near(self, rate: float) -> list[float]:
+        return [r for r in (rate / 2, rate * 2) if 0.002 < r < 0.03]
+
     def _noise(self, c: Candidate, seed: int, samples: int) -> float:
         digest = hashlib.sha256(f"{c.key} {seed} {samples}".encode()).digest()
         drawn = np.random.default_rng(list(digest)).normal()
         return float(drawn * self.noise * (1000 / samples) ** 0.5) if self.noise else 0.0
 
     def one_price(self, c: Candidate) -> Price:
-        """State; the arena: saved inputs, and errors back to the cut; or the forward pass's peak."""
+        """State, all weights where channels are drawn anew; the arena: saved inputs, and errors back to the cut, or the
+        forward pass's peak."""
         sizes = {x.name: x for x in self.layers}
         trained = {*c.biases, *dict(c.weights)}
         state = sum(4 * sizes[n].biases for n in c.biases)
         saved = instructions = 0
         for n, channels in c.weights:
             share = self.share(n, channels)
-            state += round(1.5 * share * sizes[n].weights)
+            state += round(1.5 * share * sizes[n].weights) + round((1 - share) * sizes[n].weights * bool(c.redraw))
             saved += round(share * self.saved[n])
             instructions += round(2 * share * sizes[n].macs)
         back = self.count - min((sizes[n].index for n in trained), default=self.count)

@@ -17,6 +17,7 @@ from toy import needs_qemu
 from tte.compiler import compile_model
 from tte.ops.base import Op
 from tte.ops.loss import MeanSquaredError
+from tte.ops.redraw import Redraw
 from tte.ops.segment import Segment
 from tte.ops.select import SelectChannels
 
@@ -68,8 +69,8 @@ def test_the_networks_hold_every_operator(tmp_path: Path) -> None:
             builder = GraphBuilder(1)
             (tmp_path / "m.tflite").write_bytes(builder.build(case.grow(builder)))
             found |= {type(n.op) for n in compile_model(tmp_path / "m.tflite", case.options).plan.program.graph.nodes}
-    # a part of the channels is selected where a part trains; the other two are no network's
-    assert _leaves(Op) - found <= {SelectChannels, Segment, MeanSquaredError}
+    # a part of the channels is selected (and drawn anew) where a part trains; the other two are no network's
+    assert _leaves(Op) - found <= {SelectChannels, Redraw, Segment, MeanSquaredError}
 
 
 @needs_qemu

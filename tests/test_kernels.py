@@ -32,12 +32,13 @@ from cases import CASES, Case, conv, dense, depthwise, random_cases
 from tflite_builder import GraphBuilder
 
 from tte import resources
-from tte.ir import DTYPES, Builder, Graph, QuantParams, Role, TensorType, verify
+from tte.ir import DTYPES, Builder, Graph, QuantParams, Role, Tensor, TensorType, verify
 from tte.ops.base import Control, Cotangent, Op, Types
 from tte.ops.error import ApplyMask, Merge
 from tte.ops.linear import Linear, frozen_channels
 from tte.ops.linear_grad import MODES, InputGrad
 from tte.ops.loss import MeanSquaredError, SoftmaxCrossEntropy
+from tte.ops.redraw import Redraw
 from tte.ops.segment import Segment
 from tte.ops.select import SelectChannels
 from tte.passes.save_channels import save_channels
@@ -48,11 +49,11 @@ from tte.training.head import Head, find
 _BATCH = 28
 
 
-def backward(case: Case, numerics: Numerics, fraction: float = 1.0, buffered: bool = False) -> Graph:
+def backward(case: Case, numerics: Numerics, fraction: float = 1.0, buffered: bool = False, redraw: int = 0) -> Graph:
     """A case's forward graph with masks, its whole backward graph and updates, for an error given as input."""
     forward = case.graph()
     updates = {
-        n.name: scheme.LayerUpdate(True, True, scheme.strongest_channels(forward, n, fraction))
+        n.name: scheme.LayerUpdate(True, True, scheme.strongest_channels(forward, n, fraction), redraw)
         for n in scheme.linear_nodes(forward)
     }
     end = find(forward).logits
@@ -178,7 +179,7 @@ def training_calls(graph: Graph, seed: int) -> list[Call]:
     ):
         params = None
         if number in (0, 3):
-            params = {t.name: _random_param(t.type, random) for t in graph.of_role(Role.PARAM) if number}
+            params = {t.name: _random_param(graph, t, random) for t in graph.of_role(Role.PARAM) if number}
             params = {k: v for k, v in params.items() if v is not None}
         control = Control(rate, int(random.integers(1 << 32)) if number % 3 else 0, number if number < 5 else 2**32 - 1)
         values = random_values(graph, random, kind, exponents)
@@ -186,10 +187,15 @@ def training_calls(graph: Graph, seed: int) -> list[Call]:
     return calls
 
 
-def _random_param(t: TensorType, random: np.random.Generator) -> np.ndarray | None:
-    """Weights and residuals anywhere in their range; biases and held sums stay."""
+def _random_param(graph: Graph, tensor: Tensor, random: np.random.Generator) -> np.ndarray | None:
+    """Weights and residuals anywhere in their range, any channels in a table; biases and held sums stay."""
+    t = tensor.type
     if t.dtype == "int32":
         return None
+    if t.dtype == "uint16":
+        (redraw,) = (n for n in graph.nodes if isinstance(n.op, Redraw) and tensor.name in n.inputs)
+        channels = random.permutation(graph.type(redraw.inputs[0]).shape[-1])
+        return np.sort(channels[: t.elements]).astype(np.uint16)
     low, high = (-8, 8) if t.dtype == "int4" else (-127, 128)
     return random.integers(low, high, t.shape).astype(DTYPES[t.dtype][1])
 
@@ -207,9 +213,10 @@ def gathered() -> list[Graph]:
 
         return Case(f"{kind} behind", make)
 
+    kinds = itertools.product(zip(MODES, (1, 3, 1, 2), strict=True), ("conv", "depthwise"), (0, 1, 2))
     return [
-        verify(save_channels(backward(behind(kind), Numerics(0.02, mode, batch), 0.4)))
-        for (mode, batch), kind in itertools.product(zip(MODES, (1, 3, 1, 2), strict=True), ("conv", "depthwise"))
+        verify(save_channels(backward(behind(kind), Numerics(0.02, mode, batch), 0.4, redraw=redraw * batch)))
+        for (mode, batch), kind, redraw in kinds
     ]
 
 
@@ -232,7 +239,7 @@ def backward_graphs() -> list[Graph]:
     ]
     for i, case in enumerate(all_cases()):
         mode, batch, fraction, buffered = variants[i * 5 % len(variants)]
-        graphs.append(backward(case, Numerics(0.02, mode, batch), fraction, buffered))
+        graphs.append(backward(case, Numerics(0.02, mode, batch), fraction, buffered, batch * (i // 2 % 3)))
     return graphs + gathered()
 
 
@@ -297,7 +304,7 @@ def _flavour(graph: Graph) -> set[tuple[object, ...]]:
 #: Template parameters that choose lines of text.
 _CHOICES = (
     *("mask", "acc", "trained", "mode", "batch", "buffered", "rounding", "operator", "product", "sums", "x_type", "rows"),
-    "gathered",
+    *("gathered", "drawn"),
 )
 
 

@@ -204,11 +204,24 @@ def test_division_keeps_the_test_set_out(place: Path) -> None:
     assert parts.labels[parts.test.start] == parts.dataset.test(0).label
 
 
-def test_rate_is_the_largest_that_learns_about_best() -> None:
-    assert rate.choose([9, 1.02, 1.0, 1.5], 2.3) == 1
-    assert rate.choose([9, 1.2, 1.0, 1.5], 2.3) == 2
-    assert rate.choose([2.31, 2.29, 2.25, 2.26], 2.3) == 2
-    assert rate.choose([9, 8, 7, 6], 2.3) == 3
+@pytest.mark.parametrize(
+    ("losses", "chosen"),
+    [
+        ({rate.UP: 1.02, rate.UP + 1: 1.0, rate.UP + 2: 1.5}, rate.UP + 1),
+        ({rate.UP: 1.0, rate.UP + 1: 1.02, rate.UP + 2: 1.5}, rate.UP + 1),
+        ({rate.UP: 1.0, rate.UP + 1: 1.2}, rate.UP),
+        ({i: 9.0 - i for i in range(20)}, rate.UP + rate.DOWN),
+        ({i: 9.0 + i for i in range(20)}, 0),
+    ],
+)
+def test_rate_is_the_smallest_that_learns_about_best(losses: dict[int, float], chosen: int) -> None:
+    known: dict[int, float] = {}
+    while wanted := rate.wanted(known):
+        known |= {i: losses.get(i, 9.0) for i in wanted}
+    assert rate.choose(known) == chosen
+
+
+def test_a_class_of_schemes_has_one_that_stands_for_it() -> None:
     assert rate.representative({"a": (2, 0, 1, 3), "b": (1, 0)}, 0) == (("a", ()), ("b", ()))
     assert rate.representative({"a": (2, 0, 1, 3), "b": (1, 0)}, -1) == (("a", (0, 2)), ("b", (1,)))
     assert rate.representative({"a": (2, 0, 1, 3), "b": (1, 0)}, -2) == (("b", (1,)),)

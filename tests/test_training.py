@@ -228,6 +228,7 @@ def scheme_file(folder: Path, text: str) -> str:
         ("bias = ['zzzzzzzzzzzzzzzz']", "no layer 'zzzzzzzzzzzzzzzz'"),
         ("bias = [7]", "no layer 7"),
         ("[weights]\n'NAMEx' = 1.0", "did you mean 'NAME'"),
+        *((f"redraw = {v}", "a whole number of steps") for v in ("-1", "true", "1.5", "'often'", "2147483648")),
         *((f"[weights]\n'NAME' = {v}", "above 0 and at most 1") for v in ("0", "-1", "1.01", "true", "'all'", "nan", "inf")),
     ],
 )

@@ -13,7 +13,11 @@ from tte import resources
 from tte.codegen import state_slots
 from tte.compiler import Options, compile_model
 from tte.ir import Role
-from tte.reference import Executor, pack
+from tte.ops.base import Control
+from tte.ops.linear import Linear
+from tte.ops.linear_grad import WeightUpdate
+from tte.reference import Executor, pack, unpack
+from tte.search.host import HostDevice
 from tte.search.twin import Twin, route
 from tte.training.autodiff import TRUTH, Numerics
 
@@ -26,7 +30,26 @@ def _schemes(folder: Path) -> dict[str, str]:
     lines = [f"bias = {names[2:6]!r}".replace("'", '"'), "[weights]"]
     lines += [f'"{name}" = {fraction}' for name, fraction in zip(names[1:6:2], (0.25, 0.5, 1.0), strict=False)]
     (folder / "some.toml").write_text("\n".join(lines))
-    return {"last": "last", "bias": "bias", "full": "full", "some": str(folder / "some.toml")}
+    (folder / "drawn.toml").write_text("\n".join(["redraw = 2", *lines]))
+    files = {name: str(folder / f"{name}.toml") for name in ("some", "drawn")}
+    return {"last": "last", "bias": "bias", "full": "full", **files}
+
+
+def _same_drawn(twin: Twin, state: bytes, layer: str, executor: Executor) -> None:
+    """Weights, the channels that train, and their residuals; the others' residuals are 0."""
+    slots = {s.name: s for s in state_slots(twin.plan)}
+    whole = next(n for n in twin.graph.nodes if n.name == layer)
+    update = next(n for n in twin.graph.nodes if isinstance(n.op, WeightUpdate) and n.inputs[3] == whole.inputs[1])
+    name = whole.inputs[1]
+    assert twin.drawn[layer] == tuple(executor.params[f"{name}/channels"])
+    for tensor in update.inputs[3:]:
+        slot, want = slots[tensor], executor.params[tensor]
+        data = unpack(state[slot.offset : slot.offset + slot.type.nbytes], slot.type.shape, slot.type.dtype)
+        if tensor != name:
+            sums = np.abs(data.astype(int)).sum(), np.abs(want.astype(int)).sum()
+            assert sums[0] == sums[1]
+            data = data[..., list(twin.drawn[layer])]
+        np.testing.assert_array_equal(data, want, tensor)
 
 
 @needs("cc")
@@ -45,7 +68,8 @@ def test_equals_the_pruned_program(mode: str, tmp_path: Path) -> None:
         way = route(twin.plan, pruned.updates)
         features = twin.features(x, way)
         twin.reset(seed=5)
-        losses = twin.train(features, labels, order, rates, way, pruned.updates)
+        halves = [twin.train(features, labels, order[a:b], rates[a:b], way, pruned.updates) for a, b in ((0, 3), (3, 9))]
+        losses = np.concatenate(halves)
         state = twin.state()
         executor = Executor(pruned.plan.program.graph)
         executor.control = replace(executor.control, seed=5)
@@ -63,6 +87,9 @@ def test_equals_the_pruned_program(mode: str, tmp_path: Path) -> None:
                 slot = slots[whole.inputs[1]]
                 there = np.frombuffer(state, np.int8, slot.type.nbytes, slot.offset).reshape(slot.type.shape)
                 part = executor.params[node.inputs[1]]
+                if update.redraw:
+                    _same_drawn(twin, state, layer, executor)
+                    continue
                 assert (there[..., list(update.channels)] if update.channels else there).tobytes() == part.tobytes()
                 kept = np.ones(slot.type.shape[-1], np.bool_)
                 kept[list(update.channels) or slice(None)] = False
@@ -81,3 +108,19 @@ def test_equals_the_pruned_program(mode: str, tmp_path: Path) -> None:
             executor.params.update({k: v.copy() for k, v in learnt.items()})
             expected.append(executor.run({source: sample.reshape(shape), TRUTH: labels[0]})[output].ravel())
         assert (twin.infer(features, way) == np.stack(expected)).all()
+
+
+@needs("cc")
+def test_device_equals_the_reference(tmp_path: Path) -> None:
+    """The program that draws channels itself, as `tte train-host` runs it; what is kept of a sample does not depend on them."""
+    whole = compile_model(_MODEL, Options(update="full", stream=False)).plan.program
+    layer = [n for n in whole.graph.nodes[: whole.shared] if isinstance(n.op, Linear)][6]
+    (tmp_path / "one.toml").write_text(f"redraw = 2\n[weights]\n'{layer.name}' = 0.5\n")
+    compiled = compile_model(_MODEL, Options(update=str(tmp_path / "one.toml"), stream=False))
+    device = HostDevice(Twin(compiled, tmp_path), compiled.updates, 7)
+    executor = Executor(compiled.plan.program.graph, Control(seed=7))
+    random = np.random.default_rng(2)
+    x = random.integers(-128, 128, (3, *executor.graph.type(executor.graph.inputs[0]).shape), np.int8)
+    for step in range(12):
+        values = executor.train({executor.graph.inputs[0]: x[step % 3], TRUTH: np.array(step % 10, np.int32)})
+        assert device.train(x[step % 3], step % 10, None).loss == int(values["loss"]), step

@@ -274,7 +274,9 @@ class _Library:
         ring = segment.order.rings.get(name)
         if ring is None and tensor is not None and (tensor.role in (Role.CONST, Role.PARAM) or not row):
             whole = self._argument(name, writes)
-            return f"{whole} + {row} * {tensor.type.nbytes // tensor.type.shape[1]}" if row else whole
+            # A parameter is no activation: it has no rows.
+            rows = row and tensor.role is not Role.PARAM
+            return f"{whole} + {row} * {tensor.type.nbytes // tensor.type.shape[1]}" if rows else whole
         t = segment.type(name)
         row_bytes = t.nbytes // t.shape[1]
         at = f"arena + {base + ring.offset}" if ring else f"arena + AT_{self.names(name)}"

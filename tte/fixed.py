@@ -144,6 +144,11 @@ def random16(key: int, index: Any) -> I64:
     return np.where(index & np.uint64(1), h >> np.uint64(16), h & np.uint64(0xFFFF)).astype(np.int64)
 
 
+def random32(key: int, index: Any) -> I64:
+    """32 uniform random bits for each index: `random16` of numbers `2 * index` (low half) and `2 * index + 1`."""
+    return hash32((np.uint64(key) + np.asarray(index, np.uint64)) & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+
 def log2_q8(x: int) -> int:
     """`floor(256 * log2(x))` for 1 <= x < 2**32, by repeated squaring: integers only, the same in C."""
     n = bit_length(x) - 1

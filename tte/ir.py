@@ -27,6 +27,7 @@ DTYPES: Mapping[str, tuple[int, type]] = {
     "int8": (8, np.int8),
     "uint8": (8, np.uint8),
     "int16": (16, np.int16),
+    "uint16": (16, np.uint16),
     "int32": (32, np.int32),
     "float32": (32, np.float32),
 }
@@ -183,8 +184,8 @@ def verify(graph: Graph) -> Graph:
     """The graph itself, if it is well formed.
 
     Raises:
-        ModelError: a tensor is undefined, defined twice, used before its definition or read after an update changed
-            it; or an operator's own shape rule disagrees with the declared types.
+        ModelError: a tensor is undefined, defined twice, used before its definition, or read after an update changed it
+            (unless it is changed once more); or an operator's own shape rule disagrees with the declared types.
     """
     defined = {t.name for t in graph.tensors.values() if t.role is not Role.VALUE}
     changed: dict[str, str] = {}
@@ -197,7 +198,7 @@ def verify(graph: Graph) -> Graph:
         for name in node.inputs:
             if name not in defined:
                 raise ModelError(f"reads {name}, which nothing before it computes", where=node.name)
-            if name in changed:
+            if name in changed and name not in graph.mutated(node):
                 raise ModelError(f"reads {name} after {changed[name]} changed it", where=node.name)
         for name in node.outputs:
             role = graph.tensors[name].role

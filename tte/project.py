@@ -120,7 +120,7 @@ def build(
     if missing and not toolchain.compiler_package().is_dir():
         say("arm-none-eabi-gcc is not on PATH: PlatformIO will fetch it")
     name = codegen.c_name(compiled.forward.name)
-    note = f"{compiled.forward.name}, {compiled.scheme} update, {options.numerics.mode}, for {board.title}"
+    note = f"{compiled.forward.name}, {compiled.scheme} update, {compiled.options.numerics.mode}, for {board.title}"
     sources = codegen.render(compiled.plan, name, note)
     digest = codegen.model_hash(compiled.plan)
     with _removed_on_failure(out):

@@ -55,22 +55,22 @@ def inspect(output: Output, model: Path) -> int:
 @click.option("--out", type=_DIR, help="Folder to write.  [default: build/MODEL-BOARD]")
 @click.option("--rows", is_flag=True, help="The program's caller supplies the input row by row; it never lies in RAM whole.")
 @click.option("--loss", type=click.Choice(LOSSES), default="auto", show_default=True, help="What training minimises.")
-@click.option("--learning-rate", type=float, default=Numerics.rate, show_default=True, help="Base learning rate.")
-@click.option("--mode", type=click.Choice(["r4", "r8", "sr"]), default="r4", show_default=True,
-              help="Residual kept for each weight: 4 bits, 8 bits, none (stochastic rounding alone).")  # fmt: skip
+@click.option("--learning-rate", type=float, help="Base learning rate.  [default: the scheme's, or 0.01]")
+@click.option("--mode", type=click.Choice(["r4", "r8", "sr"]), help="Residual kept for each weight: 4 bits, 8 bits, none "
+              "(stochastic rounding alone).  [default: the scheme's, or r4]")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1, 65535), default=1, show_default=True, help="Samples an update sums.")
 @click.option("--head-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of a fresh head.")
 @click.option("--steps-table", is_flag=True, help="Print each step's kernel, MACs and predicted instructions.")
 @click.option("--dump-ir", type=_DIR, help="Write the graph's text after each stage into this folder.")
 @command
 def build(output: Output, model: Path, board_name: str, ram: int | None, out: Path | None, dump_ir: Path | None,
-          learning_rate: float, mode: str, batch: int, steps_table: bool, **options: Any) -> int:  # fmt: skip
+          learning_rate: float | None, mode: str | None, batch: int, steps_table: bool, **options: Any) -> int:  # fmt: skip
     """Compile MODEL into firmware that learns, for a board."""
-    if not 0 < learning_rate < 1000:
+    if learning_rate is not None and not 0 < learning_rate < 1000:
         raise ModelError(f"learning rate {learning_rate}", where="--learning-rate", limit="above 0, below 1000")
     board = boards.load(board_name)
     folder = out or Path("build") / f"{model.stem}-{board.name}"
-    chosen = Options(numerics=Numerics(learning_rate, mode, batch), **options)
+    chosen = Options(numerics=Numerics(learning_rate or 0.0, mode or "", batch), **options)
     with auto.resolved(model, board, chosen, ram, output.say) as chosen:
         made = project.build(model, board, chosen, folder, ram=ram, dump_ir=dump_ir, say=output.say)
     show.build(output.console, made)

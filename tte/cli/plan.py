@@ -29,16 +29,16 @@ from tte.training.autodiff import Numerics
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder.  [default: build/plan-MODEL-BOARD]")
 @click.option("--rows", is_flag=True, help="Choose a plan whose input is supplied row by row.")
 @click.option("--loss", type=click.Choice(LOSSES), default="auto", show_default=True, help="What training minimises.")
-@click.option("--mode", type=click.Choice(["r4", "r8", "sr"]), default="r4", show_default=True,
-              help="Residual kept for each weight: 4 bits, 8 bits, none (stochastic rounding alone).")  # fmt: skip
+@click.option("--mode", type=click.Choice(["r4", "r8", "sr"]), help="Residual kept for each weight: 4 bits, 8 bits, none "
+              "(stochastic rounding alone).  [default: the scheme's, or r4]")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1, 65535), default=1, show_default=True, help="Samples an update sums.")
 @command
 def plan(output: Output, model: Path, board_name: str, ram: int | None, out: Path | None,
-         mode: str, batch: int, **options: Any) -> int:  # fmt: skip
+         mode: str | None, batch: int, **options: Any) -> int:  # fmt: skip
     """Show what MODEL's plans cost in RAM and arithmetic, and draw the arena of the one `tte build` takes."""
     board = boards.load(board_name)
     folder = out or Path("build") / f"plan-{model.stem}-{board.name}"
-    chosen = Options(numerics=Numerics(Numerics.rate, mode, batch), **options)
+    chosen = Options(numerics=Numerics(0.0, mode or "", batch), **options)
     output.say(f"planning {model.name}")
     with auto.resolved(model, board, chosen, ram, output.say) as chosen:
         found = tradeoff.explore(model, board, chosen, ram)

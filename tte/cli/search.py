@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,14 @@ from tte.search.store import Store
 from tte.search.strategies import STRATEGIES
 from tte.search.task import division, task
 from tte.search.twin import Twin
-from tte.training.autodiff import Numerics
+from tte.training.autodiff import MODE, Numerics
 
 _DIR = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _TURNS = click.Choice(["0", "90", "180", "270"])
-_MODES = click.Choice(["r4", "r8", "sr"])
+_MODES_OFFERED = ("r4", "r8", "sr")
+_MODES = click.Choice(_MODES_OFFERED)
+_SAMPLES = 4000  # of a whole run, if nobody says
 
 
 @click.command()
@@ -43,13 +46,14 @@ _MODES = click.Choice(["r4", "r8", "sr"])
 @click.option("--ram", type=Size(), help="RAM to stay within: bytes, 96K, 1M.  [default: the board's]")
 @click.option("--instructions", type=click.IntRange(1), help="Predicted instructions of a training step to stay within.")
 @click.option("--strategy", type=click.Choice(list(STRATEGIES)), default="auto", show_default=True, help="How to search.")
-@click.option("--samples", type=click.IntRange(1), default=1000, show_default=True, help="Training samples a measurement.")
+@click.option("--samples", type=click.IntRange(1), help="Training steps of a whole run.  [default: all samples, 4000 at most]")
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the training samples of a whole run, instead of --samples.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds of the final measurements.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the search and its split.")
 @click.option("--workers", type=click.IntRange(0), default=0, help="Processes.  [default: one for each core]")
 @click.option("--scheduler", default="", help="Address of a Dask scheduler whose workers share this computer's files.")
 @click.option("--learning-rate", type=float, help="Take this rate everywhere, instead of one by a range test.")
-@click.option("--mode", type=_MODES, default="r4", show_default=True, help="Residual kept for each weight.")
+@click.option("--mode", type=_MODES, help="Residual kept for each weight.  [default: whichever learns best]")
 @click.option("--loss", type=click.Choice(LOSSES), default="auto", show_default=True, help="What training minimises.")
 @click.option("--head-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of a fresh head.")
 @click.option("--turn", type=_TURNS, default="0", help="Turn the images first.")
@@ -58,29 +62,33 @@ _MODES = click.Choice(["r4", "r8", "sr"])
 @click.option("--folder", type=_DIR, help="Where measurements are kept.  [default: build/search-MODEL]")
 @command
 def search(output: Output, model: Path, data_path: Path, board_name: str, classes: int, ram: int | None,
-           instructions: int | None, strategy: str, samples: int, seeds: int, seed: int, workers: int, scheduler: str,
-           learning_rate: float | None, mode: str, loss: str, head_seed: int, turn: str, rows: bool, out: Path | None,
-           folder: Path | None) -> int:  # fmt: skip
+           instructions: int | None, strategy: str, samples: int | None, epochs: int | None, seeds: int, seed: int,
+           workers: int, scheduler: str, learning_rate: float | None, mode: str | None, loss: str, head_seed: int,
+           turn: str, rows: bool, out: Path | None, folder: Path | None) -> int:  # fmt: skip
     """Find the update scheme for MODEL that fits a board and learns best. Stopped, the same command goes on."""
     board = boards.load(board_name)
     folder = folder or Path("build") / f"search-{model.stem}"
     rate = _checked_rate(learning_rate) if learning_rate is not None else Numerics.rate
-    job = task(model, data_path, folder, classes=classes, head_seed=head_seed, loss=loss, mode=mode, turns=int(turn) // 90,
-               seed=seed)  # fmt: skip
+    job = task(
+        model, data_path, folder, classes=classes, head_seed=head_seed, loss=loss, mode=mode or MODE, turns=int(turn) // 90,
+        seed=seed,
+    )  # fmt: skip
     parts = division(job)
     for note in parts.dataset.notes:
         output.say(note)
     output.say(f"{len(parts.validation):,} training samples are kept to validate on, the test set for the end")
-    limits = Limits(min(ram or board.ram_bytes, board.ram_bytes), instructions, min(samples, len(parts.training)), seeds)
-    if samples > limits.samples:
-        output.say(f"a measurement takes {limits.samples:,} training samples: there are no more")
+    count = len(parts.training)
+    steps = epochs * count if epochs else samples or min(count, _SAMPLES)
+    modes = () if mode else tuple(m for m in _MODES_OFFERED if m != MODE)
+    limits = Limits(min(ram or board.ram_bytes, board.ram_bytes), instructions, steps, seeds, modes)
+    output.say(f"a whole run takes {steps:,} training steps on {min(count, steps):,} samples")
     with Store(folder / "answers.jsonl") as store, _pool(workers, scheduler, output) as pool:
         try:
             bench = Workbench(job, board, store, pool, rate, fixed_rate=learning_rate is not None, rows=rows, say=output.say)
             _refuse_unless_possible(bench, board, limits)
             found = STRATEGIES[strategy](bench, limits, seed)
             facts = result.Evidence(
-                model.name, job.model_hash, data_path.name, classes, strategy, seed, limits, board.title, rate, mode,
+                model.name, job.model_hash, data_path.name, classes, strategy, seed, limits, board.title, rate, mode or MODE,
                 len(parts.validation),
             )  # fmt: skip
             _report(output, bench, found, facts, out or folder / "scheme.toml")
@@ -126,18 +134,18 @@ def _refuse_unless_possible(bench: Workbench, board: Board, limits: Limits) -> N
 
 def _report(output: Output, bench: Workbench, found: Found, facts: result.Evidence, path: Path) -> None:
     """The final choice on the test set, files, and what to do with them."""
-    seeds = range(facts.limits.seeds)
-    # One rate for a scheme: the smallest of the seeds', so that no order of the samples makes it diverge.
-    rate = min(bench.rates([(found.candidate, s) for s in seeds]))
-    tested = bench.final([(found.candidate, s, rate) for s in seeds])
+    seeds, passes = range(facts.limits.seeds), max(1, facts.limits.samples // len(division(bench.task).training))
+    rate = bench.class_rate([found.candidate])[0]
+    tested = bench.final([(found.candidate, s, rate) for s in seeds], passes)
     price = bench.price([found.candidate])[0]
     notes = (
         *found.notes,
         f"learning rate {rate:g} by a range test" if not bench.fixed_rate else f"learning rate {rate:g} as asked for",
-        f"accuracy on the test set {_spread(tested)} after one pass over all training samples, {len(seeds)} seeds",
+        f"accuracy on the test set {_spread(tested)} after {passes} pass{'es' * (passes > 1)} over all training samples, "
+        f"{len(seeds)} seeds",
     )
-    found = Found(found.candidate, found.contributions, found.front, notes)
-    written = result.write(path, found, bench.layers, facts)
+    found = replace(found, notes=notes)
+    written = result.write(path, found, bench.layers, facts, rate)
     shown = output.console
     weights = len(found.candidate.weights)
     shown.print(f"[bold]{facts.strategy}[/]: biases of {len(found.candidate.biases)} layers, weights of {weights}, and the head")
@@ -164,10 +172,10 @@ def _spread(values: list[float]) -> str:
 @click.option("--epochs", type=click.IntRange(1), default=1, show_default=True, help="Passes over the training samples.")
 @click.option("--steps", type=click.IntRange(1), help="Training steps, instead of epochs.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Order, split and random numbers.")
-@click.option("--learning-rate", type=float, default=Numerics.rate, show_default=True, help="Base learning rate.")
+@click.option("--learning-rate", type=float, help="Base learning rate.  [default: the scheme's, or 0.01]")
 @click.option("--rate", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
               help="Largest factor on it.")  # fmt: skip
-@click.option("--mode", type=_MODES, default="r4", show_default=True, help="Residual kept for each weight.")
+@click.option("--mode", type=_MODES, help="Residual kept for each weight.  [default: the scheme's, or r4]")
 @click.option("--batch", type=click.IntRange(1, 65535), default=1, show_default=True, help="Samples an update sums.")
 @click.option("--loss", type=click.Choice(LOSSES), default="auto", show_default=True, help="What training minimises.")
 @click.option("--head-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of a fresh head.")
@@ -177,13 +185,13 @@ def _spread(values: list[float]) -> str:
 @click.option("--turn", type=_TURNS, default="0", help="Turn the images first.")
 @click.option("--folder", type=_DIR, default=Path("build/host"), show_default=True, help="Where programs are kept.")
 @command
-def train_host(output: Output, model: Path, data_path: Path, classes: int, update: str, learning_rate: float, rate: float,
-               mode: str, batch: int, loss: str, head_seed: int, seed: int, turn: str, folder: Path,
+def train_host(output: Output, model: Path, data_path: Path, classes: int, update: str, learning_rate: float | None,
+               rate: float, mode: str | None, batch: int, loss: str, head_seed: int, seed: int, turn: str, folder: Path,
                **course: Any) -> int:  # fmt: skip
     """Train MODEL on this computer by an update scheme, with the integers of the device: what it will reach."""
     if update == "none":
         raise ModelError("nothing would train", where="--update none", remedy="last, bias, full, or a TOML file")
-    numerics = Numerics(_checked_rate(learning_rate), mode, batch)
+    numerics = Numerics(0.0 if learning_rate is None else _checked_rate(learning_rate), mode or "", batch)
     compiled = compile_model(model, Options(classes, update, loss, head_seed, numerics, stream=False))
     samples = load_data(compiled, data_path, seed).turned(int(turn) // 90)
     for note in samples.notes:

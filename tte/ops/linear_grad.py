@@ -172,6 +172,11 @@ class WeightUpdate(Update):
         """Channels of the last weight axis that train."""
         return len(self.trained) or self.geometry.weight_shape[-1]
 
+    @property
+    def partial(self) -> bool:
+        """Whether it reads only some channels of its input."""
+        return bool(self.trained)
+
     def infer(self, ins: tuple[TensorType, ...]) -> Inferred:
         state = ins[3:]
         require(len(state) == 1 + (MODES[self.mode] > 0) + (self.batch > 1), "state does not fit the residual mode")
@@ -240,6 +245,7 @@ class WeightUpdate(Update):
         params = g.params() | {
             "x_zero": t.ins[0].zero_point,
             "trained": len(self.trained),
+            "drawn": 0,
             "gathered": self.gathered,
             "mode": self.mode,
             "batch": self.batch,

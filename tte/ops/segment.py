@@ -97,61 +97,86 @@ class Segment(Op):
 
     @functools.cached_property
     def order(self) -> RowOrder:
-        return _Simulation(self).run()
+        made = {o for n in self.nodes for o in n.outputs} | ({self.supplied} if self.supplied else set())
+        stages = tuple(
+            _Stage(self.rule(i), tuple(t for t in n.inputs if t in made), n.outputs) for i, n in enumerate(self.nodes)
+        )
+        shapes = tuple((t, self.type(t).shape[1], self.type(t).nbytes) for t in self.types or () if t in made)
+        return _simulated(stages, shapes, frozenset(self.kept), self.supplied)
 
     def __str__(self) -> str:
         inner = "; ".join(f"{', '.join(n.outputs)} = {n.op}({', '.join(n.inputs)})" for n in self.nodes)
         return f"SEGMENT[{inner}{', rows of ' + self.supplied if self.supplied else ''}]"
 
 
-class _Simulation:
-    """Runs a segment's rows on demand and watches what each buffer must hold."""
+@dataclass(frozen=True)
+class _Stage:
+    """What the order of rows depends on: how a node works row by row, and which of the segment's tensors it reads and makes."""
 
-    def __init__(self, segment: Segment) -> None:
-        self.segment = segment
-        nodes = segment.nodes
-        self.rules = [segment.rule(i) for i in range(len(nodes))]
+    rule: Rows
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+# Plans for many schemes of one model ask again and again: their forward passes differ in a few nodes.
+@functools.lru_cache(maxsize=16384)
+def _simulated(
+    stages: tuple[_Stage, ...], shapes: tuple[tuple[str, int, int], ...], kept: frozenset[str], supplied: str
+) -> RowOrder:
+    return _Simulation(stages, {t: (rows, size) for t, rows, size in shapes}, kept, supplied).run()
+
+
+class _Simulation:
+    """Runs a segment's rows on demand and watches what each buffer must hold.
+
+    Args:
+        shapes: rows and bytes of every tensor made inside, or supplied.
+    """
+
+    def __init__(
+        self, nodes: tuple[_Stage, ...], shapes: Mapping[str, tuple[int, int]], kept: frozenset[str], supplied: str
+    ) -> None:
+        self.nodes, self.shapes, self.kept, self.supplied = nodes, shapes, kept, supplied
+        self.rules = [n.rule for n in nodes]
         self.maker = {o: i for i, n in enumerate(nodes) for o in n.outputs}
-        self.heights = [segment.type(n.outputs[0]).shape[1] for n in nodes]
-        if segment.supplied:
-            self.maker[segment.supplied] = len(nodes)
-            self.heights.append(segment.type(segment.supplied).shape[1])
+        self.heights = [shapes[n.outputs[0]][0] for n in nodes]
+        if supplied:
+            self.maker[supplied] = len(nodes)
+            self.heights.append(shapes[supplied][0])
         self.done = [0] * len(self.heights)
         self.readers = {t: [i for i, n in enumerate(nodes) if t in n.inputs] for t in self.maker}
         self.rows = dict.fromkeys(self.maker, 1)
         self.stages: list[int] = []
 
     def run(self) -> RowOrder:
-        nodes, kept = self.segment.nodes, set(self.segment.kept)
-        for i in reversed(range(len(nodes))):
-            if kept.intersection(nodes[i].outputs):
+        for i in reversed(range(len(self.nodes))):
+            if self.kept.intersection(self.nodes[i].outputs):
                 while self.done[i] < self.heights[i]:
                     self._make(i)
         rings: dict[str, Ring] = {}
         at = 0
         for name in self.maker:
-            if name not in kept:
-                t = self.segment.type(name)
-                rings[name] = Ring(self.rows[name], t.nbytes // t.shape[1], at)
+            if name not in self.kept:
+                rows, size = self.shapes[name]
+                rings[name] = Ring(self.rows[name], size // rows, at)
                 at += -(-rings[name].nbytes // _ALIGN) * _ALIGN
-        if self.segment.supplied:
+        if self.supplied:
             # The caller's rows come in order and complete: those that nothing reads are taken and dropped.
-            source = len(nodes)
+            source = len(self.nodes)
             self.stages += [source] * (self.heights[source] - self.done[source])
         return RowOrder(tuple(self.stages), rings)
 
     def _make(self, stage: int) -> None:
         """Computes the next row of a stage, and first whatever rows it reads."""
         row = self.done[stage]
-        if stage < len(self.segment.nodes):
-            for name in self.segment.nodes[stage].inputs:
-                if name in self.maker:
-                    _, last = self._reads(stage, row)
-                    while self.done[self.maker[name]] <= min(last, self.heights[self.maker[name]] - 1):
-                        self._make(self.maker[name])
+        if stage < len(self.nodes):
+            _, last = self._reads(stage, row)
+            for name in self.nodes[stage].inputs:
+                while self.done[self.maker[name]] <= min(last, self.heights[self.maker[name]] - 1):
+                    self._make(self.maker[name])
         self.stages.append(stage)
         self.done[stage] += 1
-        outputs = self.segment.nodes[stage].outputs if stage < len(self.segment.nodes) else (self.segment.supplied,)
+        outputs = self.nodes[stage].outputs if stage < len(self.nodes) else (self.supplied,)
         for name in outputs:
             oldest = min((self._oldest(reader, row) for reader in self.readers[name]), default=row)
             self.rows[name] = max(self.rows[name], row - oldest + 1)

@@ -27,8 +27,9 @@ def save_channels(graph: Graph) -> Graph:
         t = graph.type(x)
         if t.shape[-1] != node.op.geometry.in_c:
             continue  # a fully connected layer that flattens its input: its channels are no channels of x
-        kept = builder.add(f"{x}/trained channels", replace(t, shape=(*t.shape[:-1], len(node.op.trained))))
-        chosen[node.name] = Node(f"{x}/select", SelectChannels(node.op.trained), (x,), (kept,))
+        kept = builder.add(f"{x}/trained channels", replace(t, shape=(*t.shape[:-1], node.op.channels)))
+        table = () if node.op.trained else (node.inputs[-1],)
+        chosen[node.name] = Node(f"{x}/select", SelectChannels(node.op.trained), (x, *table), (kept,))
     nodes: list[Node] = []
     made = {n.inputs[0]: n for n in chosen.values()}
     for node in graph.nodes:
@@ -43,7 +44,7 @@ def save_channels(graph: Graph) -> Graph:
 def _sparse(node: Node) -> bool:
     """Whether a node updates a choice of channels that is a choice of its input's channels too."""
     op = node.op
-    return isinstance(op, WeightUpdate) and bool(op.trained) and not op.gathered and op.geometry.multiplier == 1
+    return isinstance(op, WeightUpdate) and op.partial and not op.gathered and op.geometry.multiplier == 1
 
 
 def _first_backward(graph: Graph) -> int:

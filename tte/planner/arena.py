@@ -115,26 +115,27 @@ def place(found: tuple[Buffer, ...], bound: int) -> tuple[tuple[int, ...], int]:
         lambda i: (-(found[i].last - found[i].first) * found[i].size, found[i].first),
         lambda i: (found[i].first, -found[i].size),
     )
+    sizes = [b.size for b in found]
     conflicts = [[j for j, b in enumerate(found) if j != i and a.overlaps(b)] for i, a in enumerate(found)]
     large = [i for i, b in enumerate(found) if b.size * _SMALL >= bound]
     small = sorted(set(range(len(found))) - set(large), key=rules[0])
-    best, size = _first_fit(found, conflicts, range(len(found)))
+    best, size = _first_fit(sizes, conflicts, range(len(found)))
     generator = random.Random(0)
     for rule in rules:
         order = sorted(large, key=rule)
-        places, total = _first_fit(found, conflicts, order)
+        places, total = _first_fit(sizes, conflicts, order)
         tried = order
         fills = _FILLS
         for _ in range(max(10, _EFFORT // max(1, len(large)))):
             if max(total, bound) < size and fills:
                 fills -= 1
-                whole, with_small = _first_fit(found, conflicts, [*tried, *small])
+                whole, with_small = _first_fit(sizes, conflicts, [*tried, *small])
                 if with_small < size:
                     best, size = whole, with_small
             if size <= bound:
                 return tuple(best), size
             tried = _nudged(order, places, found, conflicts, bound, generator)
-            new_places, new_total = _first_fit(found, conflicts, tried)
+            new_places, new_total = _first_fit(sizes, conflicts, tried)
             if new_total <= max(total, bound):
                 order, places, total = tried, new_places, new_total
             else:
@@ -166,17 +167,16 @@ def _nudged(
     return new
 
 
-def _first_fit(found: Sequence[Buffer], conflicts: list[list[int]], order: Sequence[int]) -> tuple[list[int], int]:
+def _first_fit(sizes: Sequence[int], conflicts: list[list[int]], order: Sequence[int]) -> tuple[list[int], int]:
     """Places the buffers in this order, each in the lowest gap that holds it."""
-    places = [-1] * len(found)
+    places = [-1] * len(sizes)
     end = 0
     for i in order:
-        taken = sorted([(places[j], places[j] + found[j].size) for j in conflicts[i] if places[j] >= 0])
-        at = 0
-        for start, stop in taken:
-            if start - at >= found[i].size:
+        size, at = sizes[i], 0
+        for start, stop in sorted([(place, place + sizes[j]) for j in conflicts[i] if (place := places[j]) >= 0]):
+            if start - at >= size:
                 break
             at = max(at, stop)
         places[i] = at
-        end = max(end, at + found[i].size)
+        end = max(end, at + size)
     return places, end

@@ -111,6 +111,7 @@ def schedule(graph: Graph, outputs: Sequence[str], kept: Sequence[str] = (), tar
     train = _ancestors(graph, [*updated, *kept]) if kept else infer
     # What is saved early is saved in both calls: a copy more in inference, but the same places for both.
     made = {o for i in infer for o in nodes[i].outputs}
+    made |= {t.name for t in graph.of_role(Role.PARAM)}
     infer |= {i for i, n in enumerate(nodes) if n.op.eager and i in train and made.issuperset(n.inputs)}
     shared = [n for i, n in enumerate(nodes) if i in infer and i in train]
     alone = [n for i, n in enumerate(nodes) if i in infer and i not in train]

@@ -103,6 +103,8 @@ class _Search:
                     break
                 if end - start > 1 and not self.streamable[end - 1]:
                     break
+                if found.peak <= limit and end - start >= found.streamed and end - start > 1:
+                    break  # low enough, and whatever starts earlier streams no fewer nodes
                 cost = self._cost(start, end)
                 if cost is None:
                     continue
@@ -111,6 +113,8 @@ class _Search:
                 key = (max(cut.peak, limit), cut.streamed) if limit else (cut.peak, cut.streamed)
                 if key < ((max(found.peak, limit), found.streamed) if limit else (found.peak, found.streamed)):
                     found = cut
+                if end - start > 1 and self._least(start, end) > max(found.peak, limit):
+                    break
             best.append(found)
         return best
 
@@ -126,6 +130,11 @@ class _Search:
         segment, scratch = self._segment(start, end)
         alive = {self.root[n] for n in self._through(start)} | {self.root[n] for n in segment.kept}
         return scratch + sum(_size(self.graph.type(n)) for n in alive)
+
+    def _least(self, start: int, end: int) -> int:
+        """Bytes that any segment up to `end` takes which starts no later: it holds the same rolling buffers, and more."""
+        segment, scratch = self._segment(start, end)
+        return scratch + sum(_size(self.graph.type(n)) for n in {self.root[n] for n in segment.kept})
 
     def _supplied_bytes(self, step: int) -> int:
         """What the layer-by-layer figure counts for an input that is not there."""

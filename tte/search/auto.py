@@ -133,6 +133,7 @@ class _Planner:
     """The part of a bench that needs no data: layers, and the prices of `tte build`."""
 
     def __init__(self, model: Path, options: Options, graph: Graph) -> None:
+        self.mode = options.numerics.completed(None).mode
         self._model, self._options, self._kept = model, replace(options, update="last"), dict[Candidate, Price]()
         head = heads.find(graph).node
         nodes = [n for n in linear_nodes(graph) if n is not head and not why_frozen(graph, graph.nodes.index(n))]
@@ -151,6 +152,16 @@ class _Planner:
         """There is no data."""
         raise NotImplementedError
 
+    losses = accuracy
+
+    def class_rate(self, candidates: list[Candidate]) -> list[float]:
+        """There is no data."""
+        raise NotImplementedError
+
+    def near(self, rate: float) -> list[float]:
+        """There is no data."""
+        return []
+
     def fisher(self) -> Mapping[str, tuple[float, ...]]:
         """There is no data."""
         return {}
@@ -168,7 +179,7 @@ def _layer(graph: Graph, node: Node, index: int) -> Layer:
 
 def _estimated(graph: Graph, planner: _Planner, options: Options) -> Costs:
     """Costs by formula: trained state, and the saved input of a layer whose weights train; `within` corrects them."""
-    mode = options.numerics.mode
+    mode = options.numerics.completed(None).mode
     weights = {}
     for x in planner.layers:
         saved = graph.type(planner.nodes[x.name].inputs[0]).nbytes

@@ -42,6 +42,7 @@ class Workbench:
         self.fixed_rate, self._say = fixed_rate, say
         self.top = rate if fixed_rate else rates.rates(rate)[0]
         self.head = head_name(task)
+        self.mode = task.mode
         self.layers = tuple(self._layers())
         graph = forward(task)
         self._classes = graph.type(find(graph).logits).elements
@@ -51,32 +52,42 @@ class Workbench:
         self._say(text)
 
     def accuracy(self, asked: list[tuple[Candidate, int]], samples: int) -> list[float]:
-        """Accuracy on the validation samples after one pass over `samples` training samples, for (candidate, seed).
+        """Accuracy on the validation samples after training on `samples` samples, for (candidate, seed).
 
-        The learning rate is that of the candidate's class, see `class_rate`.
+        The learning rate is the candidate's, or that of its class, see `class_rate`.
         """
-        parts = division(self.task)
-        samples = min(samples, len(parts.training))
-        needed = [parts.validation, parts.training[:samples]]
-        halvings = [round(float(np.log2(self.top / r))) for r in self.class_rate([c for c, _ in asked])]
-        runs = [(self.top, h, c, seed, samples) for h, (c, seed) in zip(halvings, asked, strict=True)]
-        return [float(a["accuracy"]) for a in self._runs("training", "accuracy", worker.train, runs, needed)]
+        return [float(a["accuracy"]) for a in self._trained(asked, samples)]
 
-    def final(self, asked: list[tuple[Candidate, int, float]]) -> list[float]:
-        """Accuracy on the test set after one pass over all training samples, for (candidate, seed, rate).
+    def losses(self, asked: list[tuple[Candidate, int]], samples: int) -> list[float]:
+        """Of the same runs, the mean loss (nats) of the last quarter of the samples."""
+        return [float(a["loss"]) for a in self._trained(asked, samples)]
+
+    def _trained(self, asked: list[tuple[Candidate, int]], samples: int) -> list[Any]:
+        return self._at_rates(list(zip(asked, self.class_rate([c for c, _ in asked]), strict=True)), samples)
+
+    def _at_rates(self, asked: list[tuple[tuple[Candidate, int], float]], samples: int) -> list[Any]:
+        parts = division(self.task)
+        needed = [parts.validation, parts.training[:samples]]
+        halvings = [round(float(np.log2(self.top / rate))) for _, rate in asked]
+        runs = [(self.top, h, c.structure, seed, samples) for h, ((c, seed), _) in zip(halvings, asked, strict=True)]
+        return self._runs("training", "accuracy", worker.train, runs, needed)
+
+    def final(self, asked: list[tuple[Candidate, int, float]], passes: int = 1) -> list[float]:
+        """Accuracy on the test set after so many passes over all training samples, for (candidate, seed, rate).
 
         The rate is compiled into the program, so that the device's figures are the same.
         """
         parts = division(self.task)
-        runs = [(rate, 0, c, seed, parts.training.stop, True) for c, seed, rate in asked]
+        runs = [(rate, 0, c.structure, seed, passes * parts.training.stop, True) for c, seed, rate in asked]
         return [float(a["accuracy"]) for a in self._runs("testing", "test", worker.train, runs, [range(parts.test.stop)])]
 
     def price(self, asked: list[Candidate]) -> list[Price]:
         """The planner's own figures."""
         where = [self.board.target, self.rows]
-        questions = [["price", *self._model, *where, c.key] for c in asked]
-        arguments = [(self.task, *where, c) for c in asked]
-        answers = self._answers("pricing", questions, asked, _price, arguments)
+        structures = [c.structure for c in asked]
+        questions = [["price", *self._model, *where, c.key] for c in structures]
+        arguments = [(self.task, *where, c) for c in structures]
+        answers = self._answers("pricing", questions, structures, _price, arguments)
         return [Price(a["ram_bytes"], a["instructions"]) for a in answers]
 
     def least_ram(self, asked: list[Candidate]) -> list[int]:
@@ -84,27 +95,34 @@ class Workbench:
         return [least_ram(self.task, self.board.target, self.rows, c) for c in asked]
 
     def rates(self, asked: list[tuple[Candidate, int]]) -> list[float]:
-        """The learning rate for each (candidate, seed), by a short range test (see `tte.search.rate`)."""
+        """The learning rate for each (candidate, seed), by a range test (see `tte.search.rate`)."""
         if self.fixed_rate:
             return [self.rate] * len(asked)
-        tried = range(len(rates.rates(self.rate)))
-        parts = division(self.task)
-        steps = min(rates.STEPS, len(parts.training))
-        runs = [(self.top, i, c, s, steps) for c, s in asked for i in tried]
-        losses = self._runs("learning rates", "probe", worker.probe, runs, [parts.training[:steps]])
-        chance = float(np.log(self._classes))
-        chosen = [rates.choose(losses[n * len(tried) : (n + 1) * len(tried)], chance) for n in range(len(asked))]
-        return [rates.rates(self.rate)[i] for i in chosen]
+        tried = rates.rates(self.rate)
+        steps = min(rates.STEPS, len(division(self.task).training))
+        losses: list[dict[int, float]] = [{} for _ in asked]
+        while wanted := [(n, i) for n, known in enumerate(losses) for i in rates.wanted(known)]:
+            found = self._at_rates([(asked[n], tried[i]) for n, i in wanted], steps)
+            for (n, i), answer in zip(wanted, found, strict=True):
+                losses[n][i] = float(answer["loss"])
+        return [tried[rates.choose(known)] for known in losses]
 
     def class_rate(self, candidates: list[Candidate]) -> list[float]:
-        """The learning rate for each candidate in the search: that of a scheme which stands for its class, seed 0.
+        """The learning rate for each candidate in the search: its own, or that of a scheme which stands for its class, seed 0.
 
         The classes are where the frozen prefix ends, and what share of the weights behind it trains. So a rate costs a
         search little, and depends on the candidate alone.
         """
         classes = [self._class(c) for c in candidates]
-        found = dict(zip(dict.fromkeys(classes), self.rates([(c, 0) for c in dict.fromkeys(classes)]), strict=True))
-        return [found[c] for c in classes]
+        needed = dict.fromkeys(k for c, k in zip(candidates, classes, strict=True) if not c.rate)
+        found = dict(zip(needed, self.rates([(k, 0) for k in needed]), strict=True))
+        return [c.rate or found[k] for c, k in zip(candidates, classes, strict=True)]
+
+    def near(self, rate: float) -> list[float]:
+        """The learning rates beside one that may be tried, too: half and twice of it."""
+        tried = rates.rates(self.rate)
+        at = min(range(len(tried)), key=lambda i: abs(tried[i] - rate))
+        return [] if self.fixed_rate else [tried[i] for i in (at - 1, at + 1) if 0 <= i < len(tried)]
 
     def _class(self, candidate: Candidate) -> Candidate:
         names = {*candidate.biases, *(n for n, _ in candidate.weights)}
@@ -157,7 +175,8 @@ class Workbench:
         questions = [[kind, *self._model, c.key, seed, samples, rate, halvings] for rate, halvings, c, seed, samples, *_ in runs]
         new = [r for r, q in zip(runs, questions, strict=True) if q not in self.store]
         if new:
-            others = [(self.task, self.task.mode, r) for r in dict.fromkeys(r[0] for r in new) if r != self.top]
+            kinds = dict.fromkeys((worker.mode_of(self.task, r[2]), r[0]) for r in new)
+            others = [(self.task, *kind) for kind in kinds if kind != (self.task.mode, self.top)]
             for _ in self.pool.run("compiling", worker.compiled, others) if others else ():
                 pass
             self._compute_features([r[2] for r in new], needed, self.task.mode, self.top)

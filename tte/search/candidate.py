@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tte.training.scheme import LayerUpdate, UpdateScheme
@@ -19,27 +19,45 @@ class Candidate:
         biases: layers whose bias trains, sorted.
         weights: layers whose weights train, sorted, each with the channels of the last weight axis that do (ascending;
             empty: all).
+        mode: residual kept for each weight ("r4", "r8", "sr"); empty: as the search was told.
+        rate: learning rate; 0: that of the candidate's class, see `tte.search.bench.Workbench.class_rate`.
+        redraw: where some channels of a layer train, others are drawn every so many steps; 0: never.
     """
 
     biases: tuple[str, ...] = ()
     weights: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    mode: str = ""
+    rate: float = 0.0
+    redraw: int = 0
 
     def updates(self, head: str) -> dict[str, LayerUpdate]:
         """What of each layer trains, by name."""
         chosen = dict(self.weights)
         names = {*self.biases, *chosen} - {head}
-        found = {n: LayerUpdate(n in self.biases, n in chosen, chosen.get(n, ())) for n in sorted(names)}
+        found = {}
+        for n in sorted(names):
+            some = chosen.get(n, ())
+            found[n] = LayerUpdate(n in self.biases, n in chosen, some, self.redraw if some else 0)
         return {**found, head: LayerUpdate(True, True)}
 
     def scheme(self, name: str) -> UpdateScheme:
         """The candidate as an update scheme."""
         whole = {n: 1.0 for n, channels in self.weights if not channels}
-        return UpdateScheme(name, frozenset(self.biases), whole, channels={n: c for n, c in self.weights if c})
+        channels = {n: c for n, c in self.weights if c}
+        return UpdateScheme(
+            name, frozenset(self.biases), whole, channels=channels, mode=self.mode, rate=self.rate, redraw=self.redraw
+        )
+
+    @property
+    def structure(self) -> Candidate:
+        """The candidate without its learning rate: what its price depends on."""
+        return replace(self, rate=0.0)
 
     @property
     def key(self) -> str:
         """16 hex digits that name the candidate, the same on every machine."""
-        text = json.dumps([list(self.biases), [[n, list(c)] for n, c in self.weights]])
+        how = [self.mode, self.rate, self.redraw] if self.mode or self.rate or self.redraw else []
+        text = json.dumps([list(self.biases), [[n, list(c)] for n, c in self.weights], *how])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -63,6 +81,13 @@ class Layer:
     biases: int
     macs: int
 
+    @property
+    def kind(self) -> str:
+        """"depthwise", "widens" (at least as many outputs as inputs) or "narrows": layers of a kind learn alike."""
+        if self.weights < self.channels * self.biases:
+            return "depthwise"
+        return "widens" if self.biases >= self.channels else "narrows"
+
 
 @dataclass(frozen=True)
 class Price:
@@ -76,11 +101,24 @@ class Bench(Protocol):
     """What a strategy may ask. Questions asked together run in parallel; answers are kept, so asking again is free."""
 
     @property
+    def mode(self) -> str:
+        """The residual mode of candidates that name none."""
+
+    @property
     def layers(self) -> tuple[Layer, ...]:
         """The layers that may train, in the model's order, without the head."""
 
     def accuracy(self, asked: list[tuple[Candidate, int]], samples: int) -> list[float]:
         """Accuracy on the validation samples after one pass over `samples` training samples, for (candidate, seed)."""
+
+    def losses(self, asked: list[tuple[Candidate, int]], samples: int) -> list[float]:
+        """Of the same runs, the mean loss (nats) of the last quarter of the samples, each seen for the first time."""
+
+    def class_rate(self, candidates: list[Candidate]) -> list[float]:
+        """The learning rate of each."""
+
+    def near(self, rate: float) -> list[float]:
+        """The learning rates beside one that may be tried, too."""
 
     def price(self, asked: list[Candidate]) -> list[Price]:
         """The planner's own figures."""
@@ -98,14 +136,16 @@ class Limits:
 
     Attributes:
         ram_bytes, instructions: of a `Price`, inclusive; None: no limit.
-        samples: training samples of one whole run.
+        samples: training steps of one whole run; more than there are training samples: several passes.
         seeds: runs by which what is reported is measured.
+        modes: residual modes that may be chosen beside the search's own.
     """
 
     ram_bytes: int | None
     instructions: int | None
     samples: int
     seeds: int
+    modes: tuple[str, ...] = ()
 
     def allow(self, price: Price) -> bool:
         """Whether a price stays within both limits."""

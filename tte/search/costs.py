@@ -2,21 +2,22 @@
 
 A scheme's cost is the cut's (how far back the error must go), plus each bias's, plus each layer's weights' by fraction.
 Trained state and instructions are additive in truth. The arena is the largest need of any step and is not: what a
-layer's saved input needs may hide below the forward pass's peak as long as it is alone. `within` therefore asks for
-the real price of what it found, shifts the limits by the error, and looks again.
+layer's saved input needs may hide below the forward pass's peak as long as it is alone. `within` therefore asks the
+model within several limits, and takes the best of what it found that fits by its real price.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tte.search.candidate import Candidate, Limits, Price
-from tte.search.desk import HEAD, Desk, Pick, merged
+from tte.search.desk import HEAD, REDRAWN, Desk, Pick, merged
 
-_ROUNDS = 10  # of shifting the limits
+_SHARES = (0.4, 0.55, 0.7, 0.8, 0.88, 0.95, 1.0, 1.06, 1.14, 1.25)  # of what limits leave: see `within`
+_BETWEEN = 6  # parts of the last gap between shares
 _OPTIMISM = 0.97  # of an estimate: what it may be too high by
-_CLOSE = 0.004  # of a limit: what is left is not worth another round
+_CLOSE = 0.01  # a gap that is not worth another round
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Costs:
         cut: the error goes back to this layer, beyond `head`.
         bias: the bias trains.
         weights: all weights train; a fraction costs in proportion.
+        sizes: bytes of all weights, which channels that are drawn anew need in RAM.
     """
 
     names: tuple[str, ...]
@@ -36,6 +38,7 @@ class Costs:
     cut: Mapping[str, Price]
     bias: Mapping[str, Price]
     weights: Mapping[str, Price]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def estimate(self, pick: Pick) -> Price:
         """What a pick costs by the model."""
@@ -45,6 +48,8 @@ class Costs:
         parts += [(f, self.weights[n]) for n, f in pick.weights.items()]
         parts += [(1.0, self.cut[next(n for n in self.names if n in trained)])] if trained else []
         ram += round(sum(f * p.ram_bytes for f, p in parts))
+        if pick.rule == REDRAWN:
+            ram += round(sum((1 - f) * self.sizes.get(n, 0) for n, f in pick.weights.items() if f > 0))
         return Price(ram, instructions + round(sum(f * p.instructions for f, p in parts)))
 
 
@@ -56,13 +61,17 @@ class Costs:
         return limits.allow(Price(int(_OPTIMISM * price.ram_bytes), int(_OPTIMISM * price.instructions)))
 
 
-def fit(desk: Desk) -> Costs:
+def fit(desk: Desk, most: int | None = None) -> Costs:
     """The model for the layers that a search may afford: 3 real prices a layer.
+
+    Args:
+        most: of these, the last so many.
 
     With `tail(i)` the biases of layer i and all behind it, and `one(i)` the bias of layer i alone, tail(i) - one(i) is
     what the biases behind i cost, and its differences are each layer's.
     """
     names = desk.affordable()
+    names = names if most is None else names[len(names) - min(most, len(names)) :]
     head = desk.price([HEAD])[0]
     if not names:
         return Costs((), head, {}, {}, {})
@@ -77,7 +86,7 @@ def fit(desk: Desk) -> Costs:
     bias[names[0]] = Price(round(share[0] * sizes[names[0]]), round(share[1] * sizes[names[0]]))
     cut = {n: _minus(_minus(p, bias[n]), head) for n, p in zip(names, one, strict=True)}
     weights = {n: _minus(_minus(p, cut[n]), head) for n, p in zip(names, full, strict=True)}
-    return Costs(tuple(names), head, cut, bias, weights)
+    return Costs(tuple(names), head, cut, bias, weights, {x.name: x.weights for x in desk.layers})
 
 
 def _minus(a: Price, b: Price) -> Price:
@@ -90,6 +99,9 @@ Solve = Callable[[Limits], tuple[Pick, float]]
 def within(desk: Desk, costs: Costs, limits: Limits, solve: Solve) -> tuple[Pick, float]:
     """The best pick found whose real price stays within the limits.
 
+    The model is asked within several shares of what the limits leave beside the head, some above 1 as it may be too
+    pessimistic; all that it finds is priced at once. Then again between the largest share that fits and the next.
+
     Args:
         solve: the best pick by the model within limits, and its value.
 
@@ -97,26 +109,29 @@ def within(desk: Desk, costs: Costs, limits: Limits, solve: Solve) -> tuple[Pick
         The pick and its value; training the head alone, of value 0, where nothing else fits.
     """
     best: tuple[Pick, float] = (Pick(), 0.0)
-    bounds = (limits.ram_bytes, limits.instructions)
-    shift = [0, 0]
-    for _ in range(_ROUNDS):
-        asked = [None if x is None else x - s for x, s in zip(bounds, shift, strict=True)]
-        if any(x is not None and x < 0 for x in asked):
+    shares: Sequence[float] = _SHARES
+    for _ in range(2):
+        found = [solve(_share(costs, limits, s)) for s in shares]
+        candidates = [pick.candidate(desk.layers) for pick, _ in found]
+        once = list(dict.fromkeys(candidates))
+        fit = dict(zip(once, (limits.allow(p) for p in desk.price(once)), strict=True))
+        fitting = [(s, f) for s, c, f in zip(shares, candidates, found, strict=True) if fit[c]]
+        best = max([best, *(f for _, f in fitting)], key=lambda b: b[1])
+        low = max((s for s, _ in fitting), default=0.0)
+        high = min((s for s in shares if s > low), default=low)
+        if high - low < _CLOSE or (limits.ram_bytes is None and limits.instructions is None):
             break
-        pick, value = solve(replace(limits, ram_bytes=asked[0], instructions=asked[1]))
-        real, guess = desk.price([pick.candidate(desk.layers)])[0], costs.estimate(pick)
-        used, error = _figures(real), [a - b for a, b in zip(_figures(real), _figures(guess), strict=True)]
-        if limits.allow(real):
-            best = max(best, (pick, value), key=lambda b: b[1])
-            slack = [x is None or (s - e) / 2 > _CLOSE * x for x, s, e in zip(bounds, shift, error, strict=True)]
-            if not any(ok for x, ok in zip(bounds, slack, strict=True) if x is not None):
-                break  # the limits that were asked for are the real ones, as far as is known
-            shift = [min(s, (s + e) // 2) for s, e in zip(shift, error, strict=True)]  # half way: the next error is another
-        else:
-            over = [x is not None and u > x for x, u in zip(bounds, used, strict=True)]
-            least = [s + max(1, (x or 0) // 100) for s, x in zip(shift, bounds, strict=True)]
-            shift = [max(e, m) if o else s for s, e, m, o in zip(shift, error, least, over, strict=True)]
+        shares = [low + (high - low) * i / _BETWEEN for i in range(1, _BETWEEN)]
     return best
+
+
+def _share(costs: Costs, limits: Limits, share: float) -> Limits:
+    """A share of what limits leave beside the head."""
+    ram, instructions = (
+        None if bound is None else own + round(share * (bound - own))
+        for bound, own in ((limits.ram_bytes, costs.head.ram_bytes), (limits.instructions, costs.head.instructions))
+    )
+    return replace(limits, ram_bytes=ram, instructions=instructions)
 
 
 def greedy(desk: Desk, costs: Costs, items: Sequence[Sequence[Pick]]) -> Pick:
@@ -131,6 +146,3 @@ def greedy(desk: Desk, costs: Costs, items: Sequence[Sequence[Pick]]) -> Pick:
                 break
     return have
 
-
-def _figures(price: Price) -> tuple[int, int]:
-    return price.ram_bytes, price.instructions

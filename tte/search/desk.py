@@ -11,6 +11,9 @@ from tte.search.candidate import Bench, Candidate, Contribution, Layer, Limits, 
 #: The fractions of a layer's channels that TTE's analysis tries (Lin et al., NeurIPS 2022).
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)
 HEAD = Candidate()
+#: Steps between draws: long enough that channels learn something, short enough that most have their turn.
+REDRAWN, REDRAW = "redrawn", 200
+_LINE = 12  # runs that tell what a loss is worth
 _BATCH = 8  # prices asked together where each may end the walk: few are wasted, and a few workers stay busy
 
 
@@ -19,18 +22,22 @@ class Pick:
     """A candidate as strategies speak of it: layers by name, weights by fraction of the channels of best rank.
 
     Attributes:
-        rule: a key of `Layer.ranking`.
+        rule: a key of `Layer.ranking`, or `REDRAWN`: the strongest first, then others at random every `REDRAW` steps.
+        mode: the candidate's.
     """
 
     biases: frozenset[str] = frozenset()
     weights: Mapping[str, float] = field(default_factory=dict)
     rule: str = "norm"
+    mode: str = ""
 
     def candidate(self, layers: Sequence[Layer]) -> Candidate:
         """The candidate itself."""
         known = {x.name: x for x in layers}
-        chosen = {n: channels(known[n], f, self.rule) for n, f in self.weights.items() if f > 0}
-        return Candidate(tuple(sorted(self.biases)), tuple(sorted(chosen.items())))
+        rule = "norm" if self.rule == REDRAWN else self.rule
+        chosen = {n: channels(known[n], f, rule) for n, f in self.weights.items() if f > 0}
+        redraw = REDRAW if self.rule == REDRAWN and any(chosen.values()) else 0
+        return Candidate(tuple(sorted(self.biases)), tuple(sorted(chosen.items())), self.mode, redraw=redraw)
 
 
 def channels(layer: Layer, fraction: float, rule: str) -> tuple[int, ...]:
@@ -57,6 +64,7 @@ class Desk:
         self.layers: tuple[Layer, ...] = tuple(bench.layers)
         self.seeds = tuple(range(seed * limits.seeds, (seed + 1) * limits.seeds))
         self.spent = 0.0
+        self._known: dict[int, list[tuple[float, float]]] = {}
         price = self.price([HEAD])[0]
         if not limits.allow(price):
             raise ModelError(
@@ -94,11 +102,32 @@ class Desk:
         """Mean accuracy for each candidate."""
         return [sum(r) / len(r) for r in self.runs(asked, samples, seeds)]
 
+    def scores(self, asked: Sequence[Candidate], samples: int, seeds: Sequence[int]) -> list[tuple[float, ...]]:
+        """Like `runs`, with less noise: the mean of the accuracy and of what the loss in training tells of it.
+
+        Both are measured on samples that the run had not learnt from, on different ones. What a loss is worth in accuracy is
+        regressed over all runs of so many samples; runs that diverged count by their accuracy alone.
+        """
+        accuracies = self.runs(asked, samples, seeds)
+        losses = iter(self.bench.losses([(c, s) for c in asked for s in seeds], samples) if asked else [])
+        pairs = [(a, next(losses)) for run in accuracies for a in run]
+        known = self._known.setdefault(samples, [])
+        known += pairs
+        usual = 2 * sorted(loss for _, loss in known)[len(known) // 2] if known else 0.0
+        line = _line([(loss, a) for a, loss in known if loss < usual])
+        found = iter((a + line[0] + line[1] * loss) / 2 if line and loss < usual else a for a, loss in pairs)
+        return [tuple(next(found) for _ in run) for run in accuracies]
+
     def measure(self, asked: Mapping[str, Candidate]) -> tuple[Measured, ...]:
         """Whole runs with all seeds, and prices, by name."""
         prices = self.price(list(asked.values()))
         runs = self.runs(list(asked.values()), self.limits.samples, self.seeds)
         return tuple(Measured(n, c, p, r) for (n, c), p, r in zip(asked.items(), prices, runs, strict=True))
+
+    def worth(self, measured: Measured) -> float:
+        """Mean score of its whole runs."""
+        run = self.scores([measured.candidate], self.limits.samples, self.seeds)[0]
+        return sum(run) / len(run)
 
     def deepest(self, tail: Iterable[Candidate]) -> int:
         """How many of the candidates to walk before none fits any more: ever deeper ones, each dearer than the last."""
@@ -119,7 +148,18 @@ class Desk:
 
 def merged(a: Pick, b: Pick) -> Pick:
     """Both; where both name a layer's weights, b's fraction."""
-    return Pick(a.biases | b.biases, {**a.weights, **b.weights}, a.rule)
+    return Pick(a.biases | b.biases, {**a.weights, **b.weights}, a.rule, a.mode)
+
+
+def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """Least squares through (x, y): a falling line, y = a + b x, if there are points enough for one."""
+    if len(points) < _LINE:
+        return None
+    x, y = ([p[i] for p in points] for i in (0, 1))
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    square = sum((v - mx) ** 2 for v in x)
+    slope = sum((v - mx) * (w - my) for v, w in points) / square if square else 0.0
+    return (my - slope * mx, slope) if slope < 0 else None
 
 
 def _text(limit: int | None) -> str:

@@ -28,7 +28,7 @@ def price(task: Task, target: str, rows: bool, candidate: Candidate) -> Price:
         target: what code is generated for.
         rows: the input comes row by row.
     """
-    numerics = Numerics(mode=task.mode)
+    numerics = Numerics(mode=candidate.mode or task.mode)
     options = Options(task.classes, "last", task.loss, task.head_seed, numerics, rows, target=target)
     made = compile_model(task.model, options, scheme=candidate.scheme("candidate"))
     lines = [c for c in steps.costs(made.plan.program) if c.stage is None and c.calls != "inference"]
@@ -45,7 +45,7 @@ def least_ram(task: Task, target: str, rows: bool, candidate: Candidate) -> int:
     head = heads.find(graph)
     loss = choose_loss(graph, head, task.loss)
     updates = schemes.resolve(graph, candidate.scheme("candidate"), head.node)
-    derived = derive(graph, head, loss, updates, Numerics(mode=task.mode))
+    derived = derive(graph, head, loss, updates, Numerics(mode=candidate.mode or task.mode))
     training = verify(settle(save_channels(eliminate_dead(derived))))
     program = schedule(training, graph.outputs, (head.logits, LOSS), target)
     if rows:

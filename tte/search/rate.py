@@ -1,37 +1,44 @@
-"""The learning rate for a scheme: short runs at rates a factor of two apart, of which the largest that learns about best.
+"""The learning rate for a scheme: runs at rates a factor of two apart, of which the smallest that learns about best.
 
-After the learning-rate range test of Smith, "Cyclical Learning Rates for Training Neural Networks" (2017). The best rate of
-a short run lies near the unstable ones. The short runs hold their rate after the warm-up while whole runs let it fall to
-zero, so they are the harder test; and the rate that is taken lies at least one halving below the first that diverges.
+After the learning-rate range test of Smith, "Cyclical Learning Rates for Training Neural Networks" (2017). The best rate lies
+near the unstable ones, and longer runs prefer lower rates, so of rates that learn about as well the smallest is taken.
+Measured on mcunet-5fps and CIFAR-10 (12 schemes, 4 rates each): runs of 1,000 samples with the whole schedule rank rates as
+runs of 4,000 do, or one halving higher; runs of 240 samples at a steady rate do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-#: Doublings and halvings of the base rate that are tried.
-UP, DOWN = 1, 4
-#: Training steps of each short run; the last third is judged.
-STEPS = 240
-#: "About the lowest": above it by at most these shares of the loss, and of what was learnt.
-_LOSS_SHARE, _GAIN_SHARE = 0.04, 0.25
+#: Doublings and halvings of the base rate that may be tried; the search goes from the base downhill only.
+UP, DOWN = 4, 5
+#: Training steps of each run.
+STEPS = 1000
+#: "About the lowest" loss: above it by this share of it at most.
+_LOSS_SHARE = 0.04
 
 
 def rates(base: float) -> tuple[float, ...]:
-    """The rates that are tried, largest first: `rates(base)[i]` is the first one halved i times."""
+    """The rates that may be tried, largest first: `rates(base)[i]` is the first one halved i times."""
     return tuple(base * 2.0 ** (UP - i) for i in range(UP + DOWN + 1))
 
 
-def choose(losses: Sequence[float], chance: float) -> int:
-    """The place of the rate to take: the largest whose loss is about the lowest.
+def wanted(losses: Mapping[int, float]) -> list[int]:
+    """The rates to try next: the base and half of it first, then on beside the best while it has a side untried.
 
     Args:
-        losses: for each rate, largest first, the mean loss of the last third of a run over the same samples.
-        chance: loss of a model that knows nothing; where little was learnt, small differences count.
+        losses: by place in `rates`, what was measured: mean loss of the last quarter of a run.
     """
-    best = min(losses)
-    about = min(_LOSS_SHARE * best, _GAIN_SHARE * max(0.0, chance - best))
-    return next(i for i, loss in enumerate(losses) if loss <= best + about)
+    if not losses:
+        return [UP, UP + 1]
+    best = min(losses, key=lambda i: (losses[i], i))
+    return [i for i in (best - 1, best + 1) if 0 <= i <= UP + DOWN and i not in losses]
+
+
+def choose(losses: Mapping[int, float]) -> int:
+    """The place of the rate to take: the smallest rate whose loss is about the lowest."""
+    best = min(losses.values())
+    return max(i for i, loss in losses.items() if loss <= best * (1 + _LOSS_SHARE))
 
 
 def share_class(share: float) -> int:

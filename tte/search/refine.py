@@ -1,153 +1,171 @@
-"""`auto`: a short-list from the integer program, successive halving, then local search by real accuracy and real prices."""
+"""The strategy `auto`: many candidates measured briefly, a model of what each layer is worth, and the best measured whole."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import numpy as np
 
-from tte.search import knapsack
-from tte.search.candidate import Bench, Candidate, Found, Limits, Measured, Price
+from tte.search import design, knapsack
+from tte.search.candidate import Bench, Candidate, Contribution, Found, Limits, Measured
 from tte.search.costs import Costs, fit, greedy, within
-from tte.search.desk import FRACTIONS, HEAD, Desk, Pick, fisher_items, fisher_scores, tail
-from tte.search.gains import Gains, analyse, with_prior
+from tte.search.desk import HEAD, Desk, Pick, fisher_items, fisher_scores, tail
+from tte.search.gains import Gains, rising, standard_error
+from tte.search.moves import moved
 from tte.search.surrogate import Surrogate
 
-_SCREENED = (0.25, 1.0)  # fractions measured; the others lie on a power law between
-_SCREENING = 170  # whole runs' worth that the analysis may take
-_RUNS = 420  # whole runs' worth of training in all; the last round may pass it
-_ROUNDS, _PATIENCE = 12, 6  # of local search; those in a row that may find nothing
-_NEIGHBOURS, _DRAWN, _TRIED = 12, 6, 60  # candidates measured a round; knapsacks and neighbours drawn for them
+_DEPTHS = 6  # places where the error may stop that are tried first
+_SHORT = 0.5  # of a whole run: what candidates are measured by until the last round
+_DRAWN, _ROUNDS, _BATCH, _THOMPSON = 24, 9, 8, 5  # candidates drawn at random; rounds of so many; knapsacks among those
+_TRIED = 60  # neighbours drawn for the rest of a round
 _GAP = 0.005  # gains are uncertain: their optimum need not be exact
-_FINALISTS, _HOPEFUL = 4, 3  # measured whole: of the short-list, of a round's neighbours
-_FRONT = 6  # points below the best, at most
-RULES = ("norm", "fisher", "random")
+_FINALISTS = (8, 4, 2)  # measured whole with one seed, with all seeds, at other rates
+_FRONT = 4  # points below the best, beside those at the RAM of `last-k`
+_DOUBT = 0.012  # noise of a run where seeds do not tell
+_WEIGHT_BYTES = {"r8": 2.0, "r4": 1.5, "sr": 1.0}
 
 
 def auto(bench: Bench, limits: Limits, seed: int) -> Found:
-    """tte's own: what others' strategies propose, decided by accuracy.
+    """tte's own.
 
-    1. Contribution analysis (TTE) by short runs and few fractions, drawn towards Fisher information (TinyTrain) as far as the
-       noise explains the difference.
-    2. A short-list: exact knapsacks over these gains (as they are; with all biases behind the cut; by Fisher-ranked and
-       random channels; with the cut forced late), TinyTrain's own choice, the largest `last-k` and `bias` that fit.
-    3. Successive halving (Jamieson and Talwalkar, 2016): longer runs and more seeds for the better half.
-    4. Local search: knapsacks over gains drawn from what all whole runs so far tell (Thompson sampling), and neighbours of
-       the best (add, drop, grow, shrink, swap); first with one seed against the best's run with that seed, then
-       with all. It ends when some rounds in a row find nothing better, or the runs are spent.
-    5. The same knapsacks at the RAM of `last-k`, for the front.
+    1. How deep: biases of the last k layers, for a few k. Their curve is what each bias gains.
+    2. Candidates drawn at random, each about as dear as the limits allow, and those of TinyTrain and of a knapsack over
+       Fisher information. From all runs `Surrogate` learns what each layer is worth in company.
+    3. Rounds: knapsacks over gains drawn from what is believed (Thompson sampling), and neighbours of the best (add, drop,
+       grow, shrink, swap).
+    4. The most promising measured whole: successive halving over seeds (Jamieson and Talwalkar, 2016), the best also in other
+       residual modes and at half and twice the learning rate.
+    5. For the front: knapsacks at less RAM, and `last-k`.
 
-    Validation accuracy chooses among many, so the chosen one's own is a little too good; the test set tells.
+    Runs are judged by accuracy and by loss (`Desk.scores`). Validation samples choose among many, so the chosen one's own
+    accuracy is a little too good; the test set tells.
     """
     desk = Desk(bench, limits, seed)
-    costs = fit(desk)
-    names, notes = costs.names, []
-    each = max(1, len(names) * (1 + len(_SCREENED)))
-    seeds = desk.seeds[: max(1, _SCREENING // each)]
-    samples = max(1, min(limits.samples, limits.samples * _SCREENING // each))
-    bench.say(f"contributions of {len(names)} layers")
+    short = max(1, min(limits.samples, max(round(limits.samples * _SHORT), min(limits.samples, 500))))
     information = bench.fisher()
-    found = analyse(desk, names, _SCREENED, samples, seeds)
-    gains = with_prior(found, information, _SCREENED)
-    notes.append(f"contributions from {found.runs} runs of {samples} samples, drawn towards Fisher information")
-    bench.say("short-list")
-    proposals = _shortlist(desk, costs, gains)
-    proposals["fisher"] = greedy(desk, costs, fisher_items(fisher_scores(desk, information)))
-    measured = _halving(desk, proposals)
-    best = _best(measured)
-    notes.append(f"short-list of {len(proposals)}: {best.name} won with {100 * best.mean:.1f} % on the validation samples")
-    bench.say("local search")
-    known = Surrogate(desk.layers, gains, found.noise * len(seeds) ** 0.5)
-    for m in measured:
-        known.learn(m.candidate, m.accuracies)
-    better = _local(desk, costs, best, proposals[best.name], known, seed)
-    notes.append(f"local search made it better {len(better)} times")
-    best = better[-1] if better else best
+    bench.say("how deep to train")
+    known, cuts, depths = _depths(desk, information, short)
+    bench.say("prices of single layers")
+    costs = fit(desk, max(cuts, default=0))
+    bench.say("candidates drawn at random")
+    picks = _first(desk, costs, cuts, known, information, seed)
+    scores = _learn(desk, known, picks, short)
+    _rounds(desk, costs, known, picks, scores, short, seed)
+    bench.say("the best, measured whole")
+    measured = _finals(desk, costs, known, picks, scores)
+    best = _best(desk, measured)
     bench.say("front")
-    lower = _lower(desk, costs, gains, best.price)
-    front = {m.candidate: m for m in (*desk.measure(lower), *measured, *better)}
-    notes.append(f"{desk.spent:.0f} whole runs' worth of training")
-    notes.append("the best of many on the same validation samples: its own accuracy there is a little too good")
-    return Found(best.candidate, found.raw, tuple(front.values()), tuple(notes))
+    front = {m.candidate: m for m in (*_front(desk, costs, known, best), *measured)}
+    gains = known.mean()
+    contributions = [*depths, *(c for c in gains.contributions() if c.part == "bias" or c.fraction == 1.0)]
+    notes = [
+        f"{len(scores)} candidates measured by {short} samples, {len(measured)} by {limits.samples} and {limits.seeds} seeds",
+        f"{desk.spent:.0f} whole runs' worth of training",
+        "contributions of single layers are what a regression over all runs says they are worth in company",
+        "the best of many on the same validation samples: its own accuracy there is a little too good",
+    ]
+    return Found(best.candidate, tuple(contributions), tuple(front.values()), tuple(notes))
 
 
-def _shortlist(desk: Desk, costs: Costs, gains: Gains) -> dict[str, Pick]:
-    """Proposals that fit, by name; equal ones once."""
-    count = len(costs.names)
-    variants: dict[str, dict[str, Any]] = {"knapsack": {}, "knapsack, all biases": {"all_biases": True}}
-    variants |= {f"knapsack, {rule}": {"rule": rule} for rule in ("fisher", "random")}
-    variants |= {f"knapsack from layer {count * part // 4}": {"first": count * part // 4} for part in (1, 2, 3)}
-    picks = {n: within(desk, costs, desk.limits, partial(_solve, costs, gains, v))[0] for n, v in variants.items()}
-    flat = Gains(gains.bias, {n: {f: g**0.5 for f, g in by.items() if g > 0} for n, by in gains.weights.items()})
-    picks["knapsack, many layers"] = within(desk, costs, desk.limits, partial(_solve, costs, flat, {}))[0]
-    for name, whole in (("last", True), ("bias", False)):
-        tails = [tail(desk.names, k, whole=whole) for k in range(1, len(desk.names) + 1)]
-        last = desk.names[len(tails) - desk.deepest(tails) :]
-        picks[f"{name}-{len(last)}"] = Pick(frozenset(last), dict.fromkeys(last, 1.0) if whole else {})
-    once = {p.candidate(desk.layers): n for n, p in reversed(picks.items())}
-    fit = desk.fits(list(once))
-    return {n: picks[n] for (_, n), ok in reversed(list(zip(once.items(), fit, strict=True))) if ok} or {"last-0": Pick()}
+def _depths(
+    desk: Desk, information: Mapping[str, Sequence[float]], short: int
+) -> tuple[Surrogate, list[int], list[Contribution]]:
+    """What is known from biases alone, where the error may stop (how many layers from the end), and what was measured."""
+    names = desk.affordable()
+    count = len(names)
+    grid = sorted({round(count * i / (_DEPTHS - 1)) for i in range(_DEPTHS)})
+    tails = [Pick(frozenset(names[count - k :])).candidate(desk.layers) for k in grid]
+    tails = [c for c, ok in zip(tails, desk.fits(tails), strict=True) if ok]
+    grid = grid[: len(tails)]
+    seeds = desk.seeds[:2]
+    runs = desk.scores(tails, short, seeds)
+    means = [sum(r) / len(r) for r in runs]
+    at = max(range(len(grid)), key=lambda i: means[i])
+    deepest, step = min(grid[at] + max(1, count // (_DEPTHS - 1)), count), max(1, count // (_DEPTHS - 1))
+    curve = np.interp(np.arange(count + 1), grid, rising(means))
+    bias = {n: float(curve[count - i] - curve[count - i - 1]) for i, n in enumerate(names)}
+    noise = standard_error(runs, 1) if len(seeds) > 1 else _DOUBT
+    chosen = set(names[count - deepest :])
+    known = Surrogate([x for x in desk.layers if x.name in chosen], bias, information, noise)
+    for candidate, run in zip(tails, runs, strict=True):
+        for score in run:
+            known.learn(candidate, score)
+    # Twice as often about as deep as the best of them as less deep.
+    near = list(range(max(1, grid[at] - step), deepest + 1)) if count else []
+    measured = [Contribution(names[count - k], "biases", 1.0, m - means[0]) for k, m in zip(grid, means, strict=True) if k]
+    return known, near * 2 + list(range(1, deepest + 1)), measured
 
 
-def _solve(costs: Costs, gains: Gains, settings: dict[str, Any], limits: Limits) -> tuple[Pick, float]:
-    return knapsack.solve(costs, gains, limits, **{"gap": _GAP, **settings})
+def _first(
+    desk: Desk, costs: Costs, cuts: Sequence[int], known: Surrogate, information: Mapping[str, Sequence[float]], seed: int
+) -> dict[Candidate, Pick]:
+    """The first candidates: others' proposals, and random ones."""
+    picks = [
+        greedy(desk, costs, fisher_items(fisher_scores(desk, information))),
+        *(_solved(desk, costs, known.mean(rule), rule) for rule in ("norm", "fisher")),
+    ]
+    found = {p.candidate(desk.layers): p for p in (Pick(), *picks)}
+    found = {c: found[c] for c, ok in zip(found, desk.fits(list(found)), strict=True) if ok}
+    return found | design.draw(desk, costs, cuts, _DRAWN, random.Random(seed))
 
 
-def _halving(desk: Desk, proposals: Mapping[str, Pick]) -> tuple[Measured, ...]:
-    """The better half of the proposals twice over, then those that are left measured whole."""
-    alive = {n: p.candidate(desk.layers) for n, p in proposals.items()}
-    whole = desk.limits.samples
-    for samples, seeds, left in ((whole // 4, 1, (len(alive) + 1) // 2), (whole // 2, 2, _FINALISTS)):
-        if len(alive) > _FINALISTS:
-            means = desk.means(list(alive.values()), max(1, samples), desk.seeds[:seeds])
-            order = sorted(zip(means, alive, strict=True), key=lambda x: -x[0])  # stable: ties fall to the earlier proposal
-            alive = {n: alive[n] for _, n in order[: max(left, _FINALISTS)]}
-    return desk.measure(alive)
+def _learn(desk: Desk, known: Surrogate, asked: Iterable[Candidate], short: int) -> dict[Candidate, float]:
+    """Short runs; the scores."""
+    asked = list(asked)
+    scores = [run[0] for run in desk.scores(asked, short, desk.seeds[:1])]
+    for candidate, score in zip(asked, scores, strict=True):
+        known.learn(candidate, score)
+    return dict(zip(asked, scores, strict=True))
 
 
-def _best(measured: Iterable[Measured]) -> Measured:
-    return max(measured, key=lambda m: (m.mean, -m.price.ram_bytes))
-
-
-def _local(desk: Desk, costs: Costs, best: Measured, pick: Pick, known: Surrogate, seed: int) -> list[Measured]:
-    """Ever better candidates, the best last: half of those tried are knapsacks over drawn gains, half neighbours of the best."""
-    found: list[Measured] = []
-    seen, rng, dice = {best.candidate}, random.Random(seed), np.random.default_rng([seed, 0x7507])
-    unlucky = 0
+def _rounds(
+    desk: Desk, costs: Costs, known: Surrogate, picks: dict[Candidate, Pick], scores: dict[Candidate, float], short: int,
+    seed: int,
+) -> None:  # fmt: skip
+    """Adds to picks and scores."""
+    rng, dice = random.Random(seed + 1), np.random.default_rng([seed, 0x7507])
     for round in range(_ROUNDS):
-        room, settings = _looser(desk, costs, pick), {"rule": pick.rule}
-        drawn = [_solve(costs, known.draw(dice), settings, room)[0] for _ in range(_DRAWN)]
-        moved = [_moved(rng, pick, costs.names) for _ in range(_TRIED)]
-        near = {p.candidate(desk.layers): p for p in (*drawn, *moved)}
-        near = {c: p for c, p in near.items() if c not in seen and costs.likely(p, desk.limits)}
-        asked = list(near)[: 3 * _NEIGHBOURS // 2]
-        asked = [c for c, ok in zip(asked, desk.fits(asked), strict=True) if ok][:_NEIGHBOURS]
-        if not asked or desk.spent >= _RUNS or unlucky == _PATIENCE:
+        best = _order(known, scores)[0]
+        room = _looser(desk, costs, best, picks[best])
+        drawn = [_drawn(costs, known, dice, room) for _ in range(2 * _THOMPSON)]
+        near = [moved(rng, picks[best], costs.names) for _ in range(_TRIED)]
+        near = [p for p in near if costs.likely(p, desk.limits)]
+        expected = known.predict([p.candidate(desk.layers) for p in near])
+        near = [near[i] for i in sorted(range(len(near)), key=lambda i: -expected[i])]
+        chosen = _fresh(desk, drawn, scores, _THOMPSON)
+        chosen |= _fresh(desk, near, scores | dict.fromkeys(chosen, 0.0), _BATCH - len(chosen))
+        if not chosen:
             break
-        seen |= set(asked)
-        first = desk.means(asked, desk.limits.samples, desk.seeds[:1])
-        order = sorted(range(len(asked)), key=lambda i: -first[i])
-        hopeful = [asked[i] for i in order if first[i] > best.accuracies[0]][:_HOPEFUL]
-        measured = desk.measure({f"auto-{round}-{i}": c for i, c in enumerate(hopeful)})
-        whole = {m.candidate: m.accuracies for m in measured}
-        for c, accuracy in zip(asked, first, strict=True):
-            known.learn(c, whole.get(c, (accuracy,)))
-        unlucky += 1
-        if measured and _best(measured).mean > best.mean:
-            best = _best(measured)
-            pick, unlucky = near[best.candidate], 0
-            found.append(best)
-            desk.bench.say(f"round {round + 1}: {100 * best.mean:.1f} %, {best.price.ram_bytes:,} bytes of RAM")
-    return found
+        picks |= chosen
+        scores |= _learn(desk, known, chosen, short)
+        best = _order(known, scores)[0]
+        desk.bench.say(f"round {round + 1} of {_ROUNDS}: {100 * known.predict([best])[0]:.1f} % expected after {short} samples")
 
 
-def _looser(desk: Desk, costs: Costs, pick: Pick) -> Limits:
+def _drawn(costs: Costs, known: Surrogate, dice: np.random.Generator, limits: Limits) -> Pick:
+    rule = str(dice.choice(["norm", "fisher"]))
+    return knapsack.solve(costs, known.draw(dice, rule), limits, rule=rule, gap=_GAP)[0]
+
+
+def _fresh(desk: Desk, picks: Iterable[Pick], seen: Mapping[Candidate, float], count: int) -> dict[Candidate, Pick]:
+    """The first so many picks that fit and were not measured yet."""
+    asked = {c: p for p in picks if (c := p.candidate(desk.layers)) not in seen}
+    some = list(asked)[: 2 * count]
+    fitting = [c for c, ok in zip(some, desk.fits(some), strict=True) if ok]
+    return {c: asked[c] for c in fitting[:count]}
+
+
+def _order(known: Surrogate, scores: Mapping[Candidate, float]) -> list[Candidate]:
+    """Those measured, by what is believed of them and what was measured, the best first."""
+    believed = dict(zip(scores, known.predict(list(scores)), strict=True))
+    return sorted(scores, key=lambda c: -(believed[c] + scores[c]))
+
+
+def _looser(desk: Desk, costs: Costs, candidate: Candidate, pick: Pick) -> Limits:
     """Limits for the model that are the real ones as far as its error for a pick tells."""
-    real, guess, limits = desk.price([pick.candidate(desk.layers)])[0], costs.estimate(pick), desk.limits
+    real, guess, limits = desk.price([candidate])[0], costs.estimate(pick), desk.limits
     ram, instructions = limits.ram_bytes, limits.instructions
     return replace(
         limits,
@@ -156,45 +174,88 @@ def _looser(desk: Desk, costs: Costs, pick: Pick) -> Limits:
     )
 
 
-def _moved(rng: random.Random, pick: Pick, names: Sequence[str]) -> Pick:
-    """A neighbour: one to three random changes."""
-    for _ in range(rng.choice((1, 1, 2, 3))):
-        pick = _changed(rng, pick, names)
-    return pick
+def _solved(desk: Desk, costs: Costs, gains: Gains, rule: str, limits: Limits | None = None, mode: str = "") -> Pick:
+    """The exact knapsack within real prices."""
+
+    def solve(asked: Limits) -> tuple[Pick, float]:
+        pick, value = knapsack.solve(costs, gains, asked, rule=rule, gap=_GAP)
+        return replace(pick, mode=mode), value
+
+    return within(desk, costs, limits or desk.limits, solve)[0]
 
 
-def _changed(rng: random.Random, pick: Pick, names: Sequence[str]) -> Pick:
-    if not names:
-        return pick
-    weights, one = dict(pick.weights), rng.choice(names)
-    move = rng.choice(("fraction", "fraction", "swap", "bias", "cut", "rule"))
-    if move == "fraction":
-        steps = (0.0, *FRACTIONS)
-        at = min(range(len(steps)), key=lambda i: abs(steps[i] - weights.get(one, 0.0)))
-        weights[one] = rng.choice([steps[i] for i in (at - 1, at + 1, at + 2) if 0 <= i < len(steps)])
-    elif move == "swap" and weights:
-        weights[one] = weights.pop(rng.choice(sorted(weights)))
-    elif move == "bias":
-        return replace(pick, biases=pick.biases ^ {one})
-    elif move == "cut":  # biases from here on, or none before
-        at = names.index(one)
-        behind = frozenset(names[at:])
-        return replace(pick, biases=rng.choice((pick.biases & behind, pick.biases | behind)))
-    elif move == "rule":
-        return replace(pick, rule=rng.choice(RULES))
-    return replace(pick, weights={n: f for n, f in weights.items() if f})
+def _best_rule(desk: Desk, costs: Costs, known: Surrogate, limits: Limits | None = None, mode: str = "") -> Candidate:
+    """The knapsack over the most likely gains, by the rule for channels of which more is expected."""
+    asked = limits or desk.limits
+    values = {rule: knapsack.solve(costs, known.mean(rule), asked, rule=rule, gap=_GAP)[1] for rule in ("norm", "fisher")}
+    rule = max(values, key=lambda r: values[r])
+    return _solved(desk, costs, known.mean(rule), rule, asked, mode).candidate(desk.layers)
 
 
-def _lower(desk: Desk, costs: Costs, gains: Gains, best: Price) -> dict[str, Candidate]:
-    """Knapsacks at the RAM of `last-k` for some k below the best, where the front is compared with it."""
-    found = {"last-0": HEAD}
-    tails = [tail(desk.names, k, whole=True) for k in range(1, len(desk.names) + 1)]
-    sizes = sorted({p.ram_bytes for p in desk.price(tails[: desk.deepest(tails)]) if p.ram_bytes < best.ram_bytes})
-    step = max(1, -(-len(sizes) // _FRONT))
-    for size in sizes[::step]:
-        limits = replace(desk.limits, ram_bytes=size)
-        pick = within(desk, costs, limits, partial(_solve, costs, gains, {}))[0]
-        candidate = pick.candidate(desk.layers)
-        if candidate not in found.values():
-            found[f"auto below {size:,}"] = candidate
-    return found
+def _finals(
+    desk: Desk, costs: Costs, known: Surrogate, picks: Mapping[Candidate, Pick], scores: Mapping[Candidate, float]
+) -> list[Measured]:
+    """Whole runs of the most promising."""
+    many, some, few = _FINALISTS
+    asked = list(dict.fromkeys([_best_rule(desk, costs, known), *_order(known, scores)[:many]]))
+    asked = [c for c, ok in zip(asked, desk.fits(asked), strict=True) if ok]
+    for mode in desk.limits.modes:
+        other = _best_rule(desk, _in_mode(desk, costs, mode), known, mode=mode)
+        asked += [other] if desk.fits([other])[0] else []
+    first = desk.scores(asked, desk.limits.samples, desk.seeds[:1])
+    order = sorted(range(len(asked)), key=lambda i: -first[i][0])
+    measured = desk.measure({f"auto-{i}": asked[at] for i, at in enumerate(order[:some])})
+    best = sorted(measured, key=lambda m: -desk.worth(m))[:few]
+    return [*measured, *at_other_rates(desk, best)]
+
+
+def at_other_rates(desk: Desk, measured: Iterable[Measured]) -> list[Measured]:
+    """Whole runs of candidates at half and twice their learning rate, and on from there while it gets better.
+
+    The range test's runs are short, and classes of schemes share its rates: for those that matter this settles it.
+    """
+    alive, found = {m: m for m in measured}, dict[Candidate, Measured]()
+    while alive:  # at most as many rounds as there are rates
+        rates = desk.bench.class_rate([m.candidate for m in alive])
+        tried = {
+            replace(m.candidate, rate=r): (f"{start.name} at {r:g}", start, m)
+            for (m, start), rate in zip(alive.items(), rates, strict=True)
+            for r in desk.bench.near(rate)
+        }
+        new = {c: t for c, t in tried.items() if c not in found}
+        runs = {m.candidate: m for m in desk.measure({name: c for c, (name, _, _) in new.items()})}
+        found |= runs
+        alive = {}
+        for candidate, (_, start, before) in new.items():
+            if desk.worth(runs[candidate]) > desk.worth(before):
+                alive[runs[candidate]] = start
+    return list(found.values())
+
+
+def _in_mode(desk: Desk, costs: Costs, mode: str) -> Costs:
+    """Costs where weights keep another residual."""
+    own = _WEIGHT_BYTES[mode] - _WEIGHT_BYTES.get(desk.bench.mode, 1.5)
+    sizes = {x.name: x.weights for x in desk.layers}
+    weights = {n: replace(p, ram_bytes=max(0, p.ram_bytes + round(own * sizes[n]))) for n, p in costs.weights.items()}
+    return replace(costs, weights=weights)
+
+
+def _best(desk: Desk, measured: Iterable[Measured]) -> Measured:
+    return max(measured, key=lambda m: (desk.worth(m), -m.price.ram_bytes))
+
+
+def _front(desk: Desk, costs: Costs, known: Surrogate, best: Measured) -> list[Measured]:
+    """Knapsacks at less RAM, `last-k` and, below each, what was found for it."""
+    tails = {f"last-{k}": tail(desk.names, k, whole=True) for k in range(1, len(desk.names) + 1)}
+    fit = list(tails)[: desk.deepest(tails.values())]
+    prices = dict(zip(fit, desk.price([tails[n] for n in fit]), strict=True))
+    below = {n: tails[n] for n, p in prices.items() if desk.limits.allow(p)}
+    floor, top = costs.head.ram_bytes, best.price.ram_bytes
+    sizes = {prices[n].ram_bytes for n in below}
+    sizes |= {floor + (top - floor) * i // (_FRONT + 1) for i in range(1, _FRONT + 1)}
+    asked = {"last-0": HEAD, **below}
+    for size in sorted(s for s in sizes if s < top):
+        candidate = _best_rule(desk, costs, known, replace(desk.limits, ram_bytes=size))
+        if candidate not in asked.values():
+            asked[f"auto below {size:,}"] = candidate
+    return list(desk.measure(asked))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def comments(found: Found, facts: Evidence) -> list[str]:
         f"instructions = {best.price.instructions:,} a training step, predicted",
         f"limits = {', '.join(bounds) or 'none'}",
         f"data = {facts.data}, {facts.classes or 'its own'} classes",
-        f"rate = {facts.rate:g}, residual {facts.mode}",
+        f"residual = {found.candidate.mode or facts.mode}",
         f"strategy = {facts.strategy}, seed {facts.seed}",
         *found.notes,
     ]
@@ -91,11 +91,12 @@ def comments(found: Found, facts: Evidence) -> list[str]:
 
 
 def write(
-    path: Path, found: Found, layers: Sequence[Layer], facts: Evidence, baselines: Sequence[Measured] = ()
+    path: Path, found: Found, layers: Sequence[Layer], facts: Evidence, rate: float = 0.0, baselines: Sequence[Measured] = ()
 ) -> tuple[Path, ...]:
     """Writes the scheme to `path`, and beside it `.json`, `-layers.png` and `-front.png`; gives the paths.
 
     Args:
+        rate: what the scheme trains at; 0: not said.
         baselines: measured like `found.front`, to compare with; named `last-K`, `bias-K` ...
 
     Raises:
@@ -103,7 +104,8 @@ def write(
     """
     from tte.search import charts  # matplotlib is slow to load
 
-    scheme = scheme_of(found.candidate, layers, path.stem)
+    scheme, mode = scheme_of(found.candidate, layers, path.stem), found.candidate.mode or facts.mode
+    scheme = replace(scheme, mode=mode, rate=rate, redraw=found.candidate.redraw)
     log, by_layer, front = (path.with_name(path.stem + end) for end in (".json", "-layers.png", "-front.png"))
     content = json.dumps(as_dict(found, facts, baselines), indent=1, allow_nan=False)
     title = f"{facts.model}, {facts.strategy}, for {facts.board}"
@@ -133,6 +135,9 @@ def _entry(m: Measured) -> dict[str, Any]:
         "key": m.candidate.key,
         "biases": list(m.candidate.biases),
         "weights": {n: list(c) for n, c in m.candidate.weights},
+        "mode": m.candidate.mode,
+        "learning_rate": m.candidate.rate,
+        "redraw": m.candidate.redraw,
         **asdict(m.price),
         "accuracy": m.mean,
         "spread": m.spread,

@@ -12,7 +12,7 @@ from tte.search.desk import FRACTIONS, HEAD, Desk, Pick, fisher_items, fisher_sc
 from tte.search.gains import Analysis, analyse, standard_error
 from tte.search.refine import auto
 
-_RUNS = 300  # whole runs that one analysis may take
+_RUNS = 120  # whole runs that one analysis may take
 
 Strategy = Callable[[Bench, Limits, int], Found]
 

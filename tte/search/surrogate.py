@@ -1,84 +1,125 @@
-"""What all whole runs so far say of every layer's gain: Bayesian linear regression around measured contributions."""
+"""What all runs so far say of every layer's gain: Bayesian linear regression over what a candidate trains.
+
+Measuring one layer at a time wastes runs: with 1,000 validation samples the noise of a run is as large as what a layer gains.
+Candidates in which many things train at once tell of all of them, as in a factorial design (Fisher, "The Design of
+Experiments", 1935), and of what each is worth in company.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tte.search.candidate import Candidate, Layer
+from tte.search.desk import FRACTIONS, channels
 from tte.search.gains import Gains
 
-_DOUBT = 0.5  # a layer's gain within a scheme differs from the measured one by so much of their root mean square
+KINDS = ("depthwise", "widens", "narrows")
+# Standard deviations, in accuracy, of what is believed beforehand: of a kind's gain for a whole layer (and what it gains
+# or loses from the first to the last layer), of what Fisher information tells, and of a layer's own deviations.
+_KIND, _SLOPE, _FISHER, _WEIGHTS, _BIAS = 0.01, 0.02, 0.01, 0.006, 0.002
 
 
 class Surrogate:
-    """Accuracy = a + s * (sum of gains) + sum of d over what trains, with a and s free and each d normal around 0.
+    """Accuracy = a + b * (what biases gain together) + for each layer whose weights train, its gain times `part`, + deviations.
 
-    s makes up for sums of single gains that overstate what they are worth together, d for what a layer is worth in company.
+    A layer's gain: its kind's, linear in its place, plus what its Fisher information tells, plus its own deviation. `part` of
+    a fraction f of its channels is sqrt(f), moved towards the square root of the Fisher information that the chosen
+    channels hold, as far as the runs say so. All coefficients are normal and learnt.
 
     Args:
-        gains: measured, or drawn towards a prior.
-        noise: standard deviation of one run.
+        layers: those that may be chosen.
+        curve: what each bias gains, from runs of ever more biases.
+        fisher: as `tte.search.candidate.Bench.fisher` gives it.
+        noise: standard deviation of one run's score.
     """
 
-    def __init__(self, layers: Sequence[Layer], gains: Gains, noise: float) -> None:
+    def __init__(
+        self, layers: Sequence[Layer], curve: Mapping[str, float], fisher: Mapping[str, Sequence[float]], noise: float
+    ) -> None:
         self._layers = {x.name: x for x in layers}
-        self._gains = gains
-        self._names = [n for n in self._layers if n in gains.bias]
-        self._noise = max(noise, 1e-4)
-        whole = [max(gains.weights.get(n, {}).values(), default=0.0) for n in self._names]
-        biases = [gains.bias[n] for n in self._names]
-        doubt = [_DOUBT * max(1e-4, float(np.sqrt(np.mean(np.square(x))))) if x else 1.0 for x in (biases, whole)]
-        count = len(self._names)
-        self._precision = np.diag([1e-6, 1.0, *[doubt[0] ** -2] * count, *[doubt[1] ** -2] * count])
-        self._mean = np.array([0.0, 1.0, *[0.0] * (2 * count)])
-        self._rows: list[NDArray[np.float64]] = []
-        self._values: list[float] = []
+        self._names = list(self._layers)
+        self._curve, self._noise = curve, max(noise, 1e-4)
+        self._information = {n: np.array(fisher.get(n, ())) for n in self._names}
+        roots = np.array([float(v.sum()) ** 0.5 for v in self._information.values()])
+        self._told = dict(zip(self._names, roots / max(float(roots.mean()), 1e-30) if len(roots) else roots, strict=True))
+        last = max([1, *(x.index for x in layers)])
+        self._place = {x.name: x.index / last - 0.5 for x in layers}
+        count, kinds = len(self._names), len(KINDS)
+        spread = [1e3, 0.5, *[_KIND] * kinds, *[_SLOPE] * kinds, _FISHER, 0.5, *[_BIAS] * count, *[_WEIGHTS] * count, _KIND]
+        self._mean = np.zeros(len(spread))
+        self._mean[1], self._mean[2 + 2 * kinds], self._mean[3 + 2 * kinds] = 1.0, 0.005, 0.5
+        self._precision = np.diag(np.array(spread) ** -2.0)
+        self._target = self._precision @ self._mean
 
-    def learn(self, candidate: Candidate, accuracies: Sequence[float]) -> None:
-        """Whole runs of a candidate."""
-        for accuracy in accuracies:
-            self._rows.append(self._features(candidate))
-            self._values.append(accuracy)
+    def learn(self, candidate: Candidate, score: float) -> None:
+        """One run's score."""
+        x = self._features(candidate)
+        self._precision += np.outer(x, x) / self._noise**2
+        self._target += x * score / self._noise**2
 
-    def draw(self, rng: np.random.Generator) -> Gains:
+    def mean(self, rule: str = "norm") -> Gains:
+        """Gains as they most likely are, for channels chosen by a rule (a key of `Layer.ranking`)."""
+        return self._gains(np.linalg.solve(self._precision, self._target), rule)
+
+    def draw(self, rng: np.random.Generator, rule: str = "norm") -> Gains:
         """Gains as they may be: a sample of the posterior."""
-        precision, target = self._precision.copy(), self._precision @ self._mean
-        if self._rows:
-            x, y = np.array(self._rows), np.array(self._values)
-            precision += x.T @ x / self._noise**2
-            target = target + x.T @ y / self._noise**2
-        mean = np.linalg.solve(precision, target)
-        lower = np.linalg.cholesky(precision)
-        drawn = mean + np.linalg.solve(lower.T, rng.standard_normal(len(mean)))
-        return self._as_gains(drawn)
+        lower = np.linalg.cholesky(self._precision)
+        mean = np.linalg.solve(self._precision, self._target)
+        return self._gains(mean + np.linalg.solve(lower.T, rng.standard_normal(len(mean))), rule)
 
-    def _as_gains(self, values: NDArray[np.float64]) -> Gains:
-        count, slope = len(self._names), max(0.0, float(values[1]))
-        d_bias, d_weights = values[2 : 2 + count], values[2 + count :]
-        bias = {n: slope * self._gains.bias[n] + float(d) for n, d in zip(self._names, d_bias, strict=True)}
+    def predict(self, candidates: Sequence[Candidate]) -> list[float]:
+        """Scores as they most likely are."""
+        mean = np.linalg.solve(self._precision, self._target)
+        return [float(self._features(c) @ mean) for c in candidates]
+
+    def _gains(self, values: NDArray[np.floating[Any]], rule: str) -> Gains:
+        kinds, count = len(KINDS), len(self._names)
+        slope, told, held = max(0.0, float(values[1])), float(values[2 + 2 * kinds]), float(values[3 + 2 * kinds])
+        own_bias, own = values[4 + 2 * kinds : 4 + 2 * kinds + count], values[4 + 2 * kinds + count : -1]
+        bias = {n: slope * self._curve.get(n, 0.0) + float(d) for n, d in zip(self._names, own_bias, strict=True)}
         weights: dict[str, Mapping[float, float]] = {}
-        for n, d in zip(self._names, d_weights, strict=True):
-            by = self._gains.weights.get(n, {})
-            weights[n] = {f: slope * g + float(d) * _part(f) for f, g in by.items()}
+        for n, d in zip(self._names, own, strict=True):
+            at = KINDS.index(self._layers[n].kind)
+            whole = float(values[2 + at]) + float(values[2 + kinds + at]) * self._place[n] + told * self._told[n] + float(d)
+            layer = self._layers[n]
+            parts = {f: self._parts(n, channels(layer, f, rule)) for f in FRACTIONS}
+            weights[n] = {f: whole * size + held * _UNIT * (known - size) for f, (size, known) in parts.items()}
         return Gains(bias, weights)
 
     def _features(self, candidate: Candidate) -> NDArray[np.float64]:
-        shares = {n: (len(c) / self._layers[n].channels if c else 1.0) for n, c in candidate.weights}
-        total = sum(self._gains.bias.get(n, 0.0) for n in candidate.biases)
-        for n, share in shares.items():
-            by = self._gains.weights.get(n, {})
-            total += by[_nearest(by, share)] if by else 0.0
-        own = [float(n in candidate.biases) for n in self._names]
-        return np.array([1.0, total, *own, *(_part(shares.get(n, 0.0)) for n in self._names)])
+        kinds = len(KINDS)
+        x = np.zeros(len(self._mean))
+        x[0], x[1] = 1.0, sum(self._curve.get(n, 0.0) for n in candidate.biases)
+        biases, weights = 4 + 2 * kinds, 4 + 2 * kinds + len(self._names)
+        for n in candidate.biases:
+            if n in self._layers:
+                x[biases + self._names.index(n)] = 1.0
+        for n, chosen in candidate.weights:
+            if n not in self._layers:
+                continue
+            at = KINDS.index(self._layers[n].kind)
+            size, known = self._parts(n, chosen)
+            x[2 + at] += size
+            x[2 + kinds + at] += self._place[n] * size
+            x[2 + 2 * kinds] += self._told[n] * size
+            x[3 + 2 * kinds] += _UNIT * (known - size)
+            x[weights + self._names.index(n)] = size
+            x[-1] += size if candidate.redraw and chosen else 0.0
+        return x
+
+    def _parts(self, name: str, chosen: Iterable[int]) -> tuple[float, float]:
+        """Square roots of the share of channels that train, and of the Fisher information that they hold."""
+        chosen, information = list(chosen), self._information[name]
+        if not chosen:
+            return 1.0, 1.0
+        size = (len(chosen) / self._layers[name].channels) ** 0.5
+        total = float(information.sum())
+        return size, (float(information[chosen].sum()) / total) ** 0.5 if total > 0 else size
 
 
-def _part(fraction: float) -> float:
-    """How a layer's own deviation shrinks with the fraction of its channels that trains."""
-    return float(np.sqrt(fraction))
-
-
-def _nearest(fractions: Iterable[float], wanted: float) -> float:
-    return min(fractions, key=lambda f: abs(f - wanted))
+#: What a whole layer's weights may gain: the unit of the gain by choosing channels.
+_UNIT = 0.01

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,10 @@ from tte import codegen, toolchain
 from tte.compiler import Compiled
 from tte.errors import ModelError, ToolchainError
 from tte.ir import Array, Role
-from tte.ops.linear_grad import BiasUpdate, WeightUpdate
+from tte.ops.base import Control
+from tte.ops.linear_grad import WeightUpdate
 from tte.planner.arena import Plan
+from tte.search import redraw
 from tte.training.autodiff import TRUTH
 from tte.training.scheme import LayerUpdate
 
@@ -83,15 +85,11 @@ def route(plan: Plan, updates: Mapping[str, LayerUpdate], cut: int | None = None
         node = layers[name]
         trained |= {node.inputs[1]} if update.weights else set()
         trained |= {node.inputs[-1]} if update.bias else set()
-    changes = [
-        i
-        for i, n in enumerate(graph.nodes)
-        if (isinstance(n.op, WeightUpdate) and n.inputs[3] in trained)
-        or (isinstance(n.op, BiasUpdate) and n.inputs[2] in trained)
-    ]
-    if len(changes) != len(trained):
+    changes = [i for i, n in enumerate(graph.nodes) if trained.intersection(graph.mutated(n))]
+    changed = {o for i in changes for o in graph.mutated(graph.nodes[i])}
+    if not trained <= changed:
         raise ModelError("the model cannot train all of what the scheme names", where=graph.name)
-    readers = [i for i in range(program.shared) if trained.intersection(graph.nodes[i].inputs)]
+    readers = [i for i in range(program.shared) if changed.intersection(graph.nodes[i].inputs)]
     first = min([*readers, program.shared, *([] if cut is None else [cut])])
     train = _needed(plan, program.train_steps, {*program.kept}, set(changes))
     infer = _needed(plan, tuple(program.infer_steps), {*program.outputs}, set())
@@ -136,10 +134,14 @@ class Twin:
         self.state_bytes = codegen.state_bytes(self.plan)
         self.input = next(i for i in self.graph.inputs if i != TRUTH)
         self._keep: list[NDArray[np.uint8]] = []
+        #: The channels that were drawn since the reset, by layer (see `tte.search.redraw`).
+        self.drawn: dict[str, tuple[int, ...]] = {}
+        self._control = Control()
 
     def reset(self, seed: int = 0) -> None:
         """The initial weights, step 0."""
         self.library.twin_reset(ctypes.c_uint32(seed))
+        self._control, self.drawn = Control(seed=seed), {}
 
     def state(self) -> bytes:
         """The trained state of the whole program."""
@@ -187,8 +189,10 @@ class Twin:
         Args:
             truth: int32 labels [n], or int8 targets [n, ...].
             rates: learning-rate factor of each step, 0 to 32768.
-            masks: what `masks` gave for the updates; by default made from today's state.
+            masks: what `masks` gave for the updates; by default made from today's state, and anew where channels are drawn.
         """
+        if masks is None and any(u.redraw for u in updates.values()):
+            return self._train_drawing(features, truth, order, rates, way, updates)
         masks = self.masks(updates) if masks is None else masks
         spans, table = self._spans(way.features), (_Mask * max(1, len(masks)))(*masks)
         losses = np.zeros(len(order), np.int32)
@@ -199,7 +203,23 @@ class Twin:
             _at(samples), ctypes.c_uint32(samples.shape[1]), _at(truth), _at(order), _at(rates), ctypes.c_uint32(len(order)),
             ctypes.c_uint32(len(way.features)), spans, ctypes.c_uint32(len(masks)), table, _at(losses),
         )  # fmt: skip
+        self._control = replace(self._control, step=(self._control.step + len(order)) % 2**32)
         return losses
+
+    def _train_drawing(
+        self, features: NDArray[np.uint8], truth: Array, order: NDArray[np.uint32], rates: NDArray[np.uint16], way: Route,
+        updates: Mapping[str, LayerUpdate],
+    ) -> NDArray[np.int32]:  # fmt: skip
+        """`train` where channels are drawn anew: from draw to draw."""
+        losses = [np.zeros(0, np.int32)]
+        for first, end in redraw.stretches(updates, self._control.step, len(order)):
+            now = redraw.current(updates, self.drawn)
+            losses.append(self.train(features, truth, order[first:end], rates[first:end], way, now, self.masks(now)))
+            last = replace(self._control, step=self._control.step - 1)
+            state, drawn = redraw.redrawn(self.graph, codegen.state_slots(self.plan), self.state(), now, last)
+            self.drawn |= drawn
+            self.load(state)
+        return np.concatenate(losses)
 
     def _infer(
         self, samples: NDArray[np.uint8], ins: Sequence[str], outs: Sequence[str], steps: frozenset[int]

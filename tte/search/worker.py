@@ -67,6 +67,11 @@ def _places(task: Task, mode: str, rate: float) -> tuple[int, ...]:
     return places(program(task, mode, rate).plan, trainable(task))
 
 
+def mode_of(task: Task, candidate: Candidate) -> str:
+    """The residual mode that a candidate trains in."""
+    return candidate.mode or task.mode
+
+
 def way_of(task: Task, mode: str, rate: float, updates: Mapping[str, LayerUpdate]) -> Route:
     """The route with the latest shared cut that suits the updates."""
     twin = program(task, mode, rate)
@@ -139,25 +144,26 @@ def compute_features(task: Task, mode: str, rate: float, updates: dict[str, Laye
 def train(
     task: Task, top: float, halvings: int, candidate: Candidate, seed: int, samples: int, final: bool = False
 ) -> dict[str, Any]:
-    """One pass over training samples, then accuracy on the validation samples.
+    """Training, then accuracy on the validation samples.
 
     Args:
         top: rate compiled into the program, halved at run time so many times: one program serves many rates, and differs
             from one that is compiled with the halved rate in the last bits of its steps only.
         seed: of the order of the samples, and of the device's random numbers.
-        samples: how many, the first ones of the division.
+        samples: training steps: over the first so many samples of the division, or over all in several passes.
         final: train on all samples, those to validate on as well; accuracy is that of the test set.
 
     Returns:
         accuracy (0..1), loss (nats, mean of the last quarter), rate, seconds.
     """
     started = time.monotonic()
-    twin, parts = program(task, task.mode, top), division(task)
+    mode = mode_of(task, candidate)
+    twin, parts = program(task, mode, top), division(task)
     updates = candidate.updates(head_name(task))
-    way = way_of(task, task.mode, top, updates)
+    way = way_of(task, mode, top, updates)
     x = features_of(task, twin, way).read()
     chosen = range(parts.training.stop) if final else parts.training[:samples]
-    losses = _teach(twin, x, parts.labels, chosen, way, updates, seed, Schedule(FULL_RATE >> halvings))
+    losses = _teach(twin, x, parts.labels, chosen, way, updates, seed, Schedule(FULL_RATE >> halvings), samples)
     tested = parts.test if final else parts.validation
     accuracy = twin.accuracy(x[tested.start : tested.stop], parts.labels[tested.start : tested.stop], way)
     loss = float(losses[-max(1, len(losses) // 4) :].mean()) * CROSS_ENTROPY_LOSS_SCALE
@@ -165,34 +171,28 @@ def train(
     return {"accuracy": accuracy, "loss": round(loss, 4), "rate": top / 2**halvings, "seconds": seconds}
 
 
-@_alone
-def probe(task: Task, top: float, halvings: int, candidate: Candidate, seed: int, steps: int) -> float:
-    """Mean loss (nats) of the last third of a short run that holds its learning rate after the warm-up; see `train`."""
-    twin, parts = program(task, task.mode, top), division(task)
-    updates = candidate.updates(head_name(task))
-    way = way_of(task, task.mode, top, updates)
-    x = features_of(task, twin, way).read()
-    schedule = Schedule(FULL_RATE >> halvings)
-    losses = _teach(twin, x, parts.labels, parts.training[:steps], way, updates, seed, schedule, steady=True)
-    return float(losses[-max(1, len(losses) // 3) :].mean()) * CROSS_ENTROPY_LOSS_SCALE
-
-
 def _teach(
     twin: Twin, x: NDArray[np.uint8], labels: NDArray[np.int32], chosen: range, way: Route,
-    updates: Mapping[str, LayerUpdate], seed: int, schedule: Schedule, steady: bool = False,
+    updates: Mapping[str, LayerUpdate], seed: int, schedule: Schedule, steps: int = 0,
 ) -> NDArray[np.int32]:  # fmt: skip
-    """A pass over the chosen samples in an order that the seed gives, from the initial weights; gives the losses.
+    """Training on the chosen samples in an order that the seed gives, from the initial weights; gives the losses."""
+    order, rates = course(chosen, seed, schedule, steps)
+    twin.reset(seed & 0xFFFFFFFF)
+    return twin.train(x, labels, order, rates, way, updates)
+
+
+def course(chosen: range, seed: int, schedule: Schedule, steps: int = 0) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
+    """What a seed makes of samples: their numbers in order, each pass in another one, and each step's learning-rate factor.
 
     Args:
-        steady: the rate stays at its peak after the warm-up.
+        steps: in all; 0: one pass.
     """
-    count = len(chosen)
-    order = chosen.start + np.random.default_rng([seed, 1]).permutation(count)
-    rates = [schedule.factor(step, count) for step in range(count)]
-    if steady:
-        rates[rates.index(max(rates)) :] = [schedule.peak] * (count - rates.index(max(rates)))
-    twin.reset(seed & 0xFFFFFFFF)
-    return twin.train(x, labels, order.astype(np.uint32), np.array(rates, np.uint16), way, updates)
+    steps = steps or len(chosen)
+    rng = np.random.default_rng([seed, 1])
+    passes = [rng.permutation(len(chosen)) for _ in range(-(-steps // len(chosen)))]
+    order = chosen.start + np.concatenate(passes)[:steps]
+    rates = [schedule.factor(step, steps) for step in range(steps)]
+    return order.astype(np.uint32), np.array(rates, np.uint16)
 
 
 # --- Fisher information ---

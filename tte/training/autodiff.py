@@ -11,14 +11,17 @@ from tte.errors import ModelError
 from tte.ir import Builder, Graph, Node, QuantParams, Role, Shape, Tensor, TensorType
 from tte.ops.base import Cotangent, Op
 from tte.ops.error import ApplyMask, Merge
-from tte.ops.linear import Linear, frozen_channels, weight_scales
+from tte.ops.linear import Geometry, Linear, frozen_channels, weight_scales
 from tte.ops.linear_grad import MODES, BiasUpdate, WeightUpdate
 from tte.ops.loss import Loss, SoftmaxCrossEntropy
+from tte.ops.redraw import DrawnUpdate, Redraw
 from tte.training.head import Head
-from tte.training.scheme import LayerUpdate, linear_nodes
+from tte.training.scheme import LayerUpdate, UpdateScheme, linear_nodes
 
 #: Names of the tensors a training step takes and gives beside the model's own.
 TRUTH, LOSS = "truth", "loss"
+#: What trains well for most models: see `Numerics`.
+RATE, MODE = 0.01, "r4"
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,21 @@ class Numerics:
     """How weights move.
 
     Attributes:
-        rate: base learning rate, folded into tables; the device scales it by a factor of at most 1.
-        mode: "r4", "r8", "sr" (see `tte.ops.linear_grad`) or "nearest", a baseline for tests.
+        rate: base learning rate, folded into tables; the device scales it by a factor of at most 1. 0: the update scheme's,
+            or else `RATE`.
+        mode: "r4", "r8", "sr" (see `tte.ops.linear_grad`) or "nearest", a baseline for tests. Empty: the update scheme's,
+            or else `MODE`.
         batch: samples summed before an update.
     """
 
-    rate: float = 0.01
-    mode: str = "r4"
+    rate: float = RATE
+    mode: str = MODE
     batch: int = 1
+
+    def completed(self, scheme: UpdateScheme | None) -> Numerics:
+        """With what was left open taken from an update scheme."""
+        rate, mode = (scheme.rate, scheme.mode) if scheme else (0.0, "")
+        return replace(self, rate=self.rate or rate or RATE, mode=self.mode or mode or MODE)
 
 
 def derive(forward: Graph, head: Head, loss: Loss, updates: Mapping[str, LayerUpdate], numerics: Numerics) -> Graph:
@@ -95,11 +105,11 @@ def _with_accumulators(builder: Builder, node: Node) -> Node:
 
 
 def _with_parameters(builder: Builder, node: Node, update: LayerUpdate) -> Node:
-    """Trained weights and biases become PARAMs; a partial choice of channels splits the weights."""
+    """Trained weights and biases become PARAMs; a partial choice of channels splits the weights, unless it will change."""
     weights, bias = list(node.inputs[1:-1]), node.inputs[-1]
     if update.bias:
         bias = _own(builder, bias, Role.PARAM)
-    if update.weights and not update.channels:
+    if update.weights and (not update.channels or update.redraw):
         weights = [_own(builder, weights[0], Role.PARAM)]
     elif update.weights:
         whole = builder.tensors[weights[0]]
@@ -218,20 +228,44 @@ class _Tape:
             units = tuple(self.type(x).scale * s for s in weight_scales(self.type(weight), geometry.out_c))
             state = [bias, *self._held(bias)]
             self.emit(node, "bias update", BiasUpdate(stream, n.rate, n.mode, n.batch, units), (g.e, g.k, *state), state)
-        if update.weights:
+        if update.weights and update.channels and update.redraw:
+            self._drawn(node, g, update, geometry)
+        elif update.weights:
             state = [weight, *self._residual(weight), *self._held(weight)]
             step = WeightUpdate(stream, n.rate, n.mode, n.batch, geometry, op.trained)
             self.emit(node, "weight update", step, (x, g.e, g.k, *state), state)
 
-    def _residual(self, weight: str) -> list[str]:
+    def _drawn(self, node: Node, g: Cotangent, update: LayerUpdate, geometry: Geometry) -> None:
+        """The update of channels that a table names, and the draw of others."""
+        n, stream, count = self.numerics, self.ordinal[node.name], len(update.channels)
+        if update.redraw % n.batch:
+            raise ModelError(
+                f"channels are drawn anew every {update.redraw} steps, in the midst of a batch of {n.batch}",
+                where=node.name,
+                remedy=f"make redraw a multiple of {n.batch} in the update scheme, or build without --batch",
+            )
+        weight = node.inputs[1]
+        residual, held = self._residual(weight, count), self._held(weight, count)
+        first = np.array(update.channels, np.uint16)
+        table = self.builder.add(f"{weight}/channels", TensorType((count,), "uint16"), Role.PARAM, first)
+        step = DrawnUpdate(stream, n.rate, n.mode, n.batch, geometry, drawn=count)
+        state = [weight, *residual, *held]
+        self.emit(node, "weight update", step, (node.inputs[0], g.e, g.k, *state, table), state)
+        # It comes after the update, and what reads the table in a step before both: the verifier sees to it.
+        drawn = [weight, *residual, table]
+        self.emit(node, "redraw", Redraw(stream, update.redraw, n.mode), drawn, drawn)
+
+    def _residual(self, weight: str, channels: int = 0) -> list[str]:
         bits = MODES[self.numerics.mode]
-        return [self._zeros(f"{weight}/residual", weight, f"int{bits}")] if bits else []
+        return [self._zeros(f"{weight}/residual", weight, f"int{bits}", channels)] if bits else []
 
-    def _held(self, name: str) -> list[str]:
-        return [self._zeros(f"{name}/held", name, "int32")] if self.numerics.batch > 1 else []
+    def _held(self, name: str, channels: int = 0) -> list[str]:
+        return [self._zeros(f"{name}/held", name, "int32", channels)] if self.numerics.batch > 1 else []
 
-    def _zeros(self, wish: str, like: str, dtype: str) -> str:
+    def _zeros(self, wish: str, like: str, dtype: str, channels: int = 0) -> str:
+        """A parameter of zeros in the shape of another, or of so many of its channels."""
         shape = self.type(like).shape
+        shape = (*shape[:-1], channels) if channels else shape
         data = np.zeros(shape, np.int32 if dtype == "int32" else np.int8)
         return self.builder.add(wish, TensorType(shape, dtype), Role.PARAM, data)
 

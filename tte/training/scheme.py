@@ -7,7 +7,7 @@ import itertools
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from tte.ir import Graph, Node
 from tte.ops.linear import Linear, weight_scales
 
 BUILT_IN = ("last", "bias", "full")
-_KEYS = ("head", "bias", "weights", "channels")
+#: The device counts steps in 32 bits, and takes the number as an int32.
+_REDRAW_LIMIT = 2**31 - 1
+_KEYS = ("head", "redraw", "learning_rate", "mode", "bias", "weights", "channels")
+_MODES = ("r4", "r8", "sr")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class UpdateScheme:
         weights: layers whose weights train, with the fraction of input channels (depthwise: of channels) in (0, 1].
         channels: layers whose weights train, with the channels that do (ascending): for any choice but the strongest.
         head: whether the head trains (weights and bias).
+        redraw: where only some channels train, others are drawn at random every so many steps; 0: never.
+        mode: residual kept for each weight, "r4", "r8" or "sr"; empty: not said.
+        rate: learning rate; 0: not said.
     """
 
     name: str
@@ -38,11 +44,17 @@ class UpdateScheme:
     weights: Mapping[str, float] = field(default_factory=dict)
     head: bool = True
     channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    redraw: int = 0
+    mode: str = ""
+    rate: float = 0.0
 
     def text(self, comments: Sequence[str] = ()) -> str:
         """The scheme as TOML that `load` reads; `comments` come first, a line each."""
         lines = [f"# {c}".rstrip() for c in comments]
         lines += [] if self.head else ["head = false"]
+        lines += [f"redraw = {self.redraw}"] if self.redraw else []
+        lines += [f"learning_rate = {self.rate!r}"] if self.rate else []
+        lines += [f'mode = "{self.mode}"'] if self.mode else []
         lines += ["bias = [", *(f"  {_quoted(n)}," for n in sorted(self.bias)), "]"] if self.bias else []
         for title, table in (("weights", self.weights), ("channels", self.channels)):
             if table:
@@ -53,11 +65,16 @@ class UpdateScheme:
 
 @dataclass(frozen=True)
 class LayerUpdate:
-    """What of one layer trains: its bias, its weights, and which channels of them (empty: all)."""
+    """What of one layer trains: its bias, its weights, and which channels of them (empty: all).
+
+    Attributes:
+        redraw: the channels are the first choice, and others are drawn every so many steps (`tte.ops.redraw`); 0: never.
+    """
 
     bias: bool = False
     weights: bool = False
     channels: tuple[int, ...] = ()
+    redraw: int = 0
 
 
 def linear_nodes(graph: Graph) -> tuple[Node, ...]:
@@ -107,6 +124,14 @@ def _from_content(content: Mapping[str, Any], path: Path, names: list[str], grap
     tables = isinstance(weights, dict) and isinstance(channels, dict)
     if not isinstance(bias, list) or not tables or not isinstance(head, bool):
         raise ModelError("bias must be a list of layers, weights a table, channels a table, head true or false", where=where)
+    redraw = content.get("redraw", 0)
+    if type(redraw) is not int or not 0 <= redraw <= _REDRAW_LIMIT:
+        raise ModelError(f"redraw = {redraw!r}", where=where, limit=f"a whole number of steps, 0 (never) to {_REDRAW_LIMIT}")
+    rate, mode = content.get("learning_rate", 0.0), content.get("mode", "")
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1000:
+        raise ModelError(f"learning_rate = {rate!r}", where=where, limit="above 0, below 1000")
+    if mode not in ("", *_MODES):
+        raise ModelError(f"mode = {mode!r}", where=where, limit=f"one of {', '.join(_MODES)}")
     for layer in [*bias, *weights, *channels]:
         if layer not in names:
             near = difflib.get_close_matches(str(layer), names, 1)
@@ -120,7 +145,9 @@ def _from_content(content: Mapping[str, Any], path: Path, names: list[str], grap
             raise ModelError(f"{layer} has both a fraction and a list of channels", where=where, remedy="keep one of them")
         _check_channels(where, layer, listed, channel_count(graph, layer))
     chosen = {k: tuple(v) for k, v in channels.items()}
-    return UpdateScheme(path.stem, frozenset(bias), {k: float(v) for k, v in weights.items()}, head, chosen)
+    return UpdateScheme(
+        path.stem, frozenset(bias), {k: float(v) for k, v in weights.items()}, head, chosen, redraw, mode, float(rate)
+    )
 
 
 def _check_channels(where: str, layer: str, listed: Any, size: int) -> None:
@@ -153,7 +180,7 @@ def resolve(graph: Graph, scheme: UpdateScheme, head: Node | None) -> dict[str, 
         else:
             update = LayerUpdate(node.name in scheme.bias, fraction > 0, strongest_channels(graph, node, fraction))
         if update.bias or update.weights:
-            updates[node.name] = update
+            updates[node.name] = replace(update, redraw=scheme.redraw if update.channels else 0)
     return updates
 
 
