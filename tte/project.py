@@ -235,6 +235,11 @@ def _keep(finished: Build, model: Path, options: Options) -> None:
     files.write(finished.folder / MANIFEST, (json.dumps(facts, indent=1) + "\n").encode())
 
 
+def kept_model(folder: Path) -> Path:
+    """The .tflite file that a build folder was made from."""
+    return folder / _KEPT / "model.tflite"
+
+
 def load(folder: Path) -> tuple[firmware.Project, Compiled, dict[str, Any]]:
     """A build folder's project, its plan (compiled again from the kept model) and its manifest.
 

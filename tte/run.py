@@ -240,6 +240,7 @@ def run(
     eval_every: int | None = None,
     eval_samples: int | None = 200,
     final_samples: int | None = None,
+    first_step: int = 0,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> RunLog:
     """Let `device` learn from `dataset`, one sample at a time in a seeded order.
@@ -253,6 +254,7 @@ def run(
         eval_every: training steps between evaluations; None: ten evaluations in the run.
         eval_samples: held-out samples of each evaluation during the run; None: all.
         final_samples: held-out samples of the first and last evaluation; None: all.
+        first_step: the device's step counter at the first step: what it has learnt before has used the random numbers below.
         on_event: called after each sample and each evaluation.
 
     Returns:
@@ -280,7 +282,7 @@ def run(
         rate = None
         for step, index in zip(range(planned), _order(dataset.train_count, seed), strict=False):
             if (wanted := schedule.factor(step, planned)) != rate:
-                device.set_control(learning_rate=wanted, seed=seed & 0xFFFFFFFF, step=step)
+                device.set_control(learning_rate=wanted, seed=seed & 0xFFFFFFFF, step=(first_step + step) % 2**32)
                 rate = wanted
             sample = dataset.train(index)
             label = sample.label if sample.target is None else None

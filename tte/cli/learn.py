@@ -11,11 +11,12 @@ import numpy as np
 from rich.markup import escape
 
 from tte import board as boards
-from tte import data, profile, project, resources, steps, verify
+from tte import data, export, profile, project, resources, steps, verify
 from tte.cli import show
 from tte.cli.output import INTERRUPTED, Output, command
 from tte.compiler import Compiled, Options
 from tte.data import Dataset, Port
+from tte.device import statefile
 from tte.errors import DataError, TteError
 from tte.firmware import Project
 from tte.ir import TensorType
@@ -41,6 +42,8 @@ class Course:
     eval_every: int | None = None
     eval_samples: int | None = 200
     final_samples: int | None = None
+    load_state: Path | None = None
+    save_state: Path | None = None
 
 
 def load_data(compiled: Compiled, path: Path, seed: int) -> Dataset:
@@ -68,8 +71,13 @@ def teach(
 ) -> tuple[RunLog, float | None, int]:
     """Runs the course; gives the log, the accuracy on `before` (another view of the data), and the stack used."""
     schedule = Schedule(peak=max(1, round(course.rate * 32768)))
+    state = statefile.load(course.load_state) if course.load_state else None
+    if state:
+        export.parameters(compiled.plan, state, str(course.load_state))
     with verify.open_program(made, course.on, sanitize=False) as device:
         first = None
+        if state:
+            statefile.push(device, state, str(course.load_state))
         if before is not None:
             count = min(before.test_count, course.final_samples or before.test_count)
             first = evaluate(device, before, np.arange(count)).accuracy
@@ -77,9 +85,11 @@ def teach(
             log = learn(
                 device, samples, epochs=course.epochs, steps=course.steps, seed=course.seed, schedule=schedule,
                 loss_scale=compiled.loss_scale, eval_every=course.eval_every, eval_samples=course.eval_samples,
-                final_samples=course.final_samples, on_event=display,
+                final_samples=course.final_samples, first_step=state.step if state else 0, on_event=display,
             )  # fmt: skip
         stack = 0 if log.interrupted else device.counters().stack_bytes
+        if course.save_state and not log.interrupted:
+            statefile.save(course.save_state, statefile.pull(device))
     return log, first, stack
 
 
@@ -118,6 +128,8 @@ def _report(
 @click.option("--eval-every", type=click.IntRange(1), help="Training steps between evaluations.  [default: a tenth]")
 @click.option("--eval-samples", type=click.IntRange(1), default=200, show_default=True, help="Samples of those.")
 @click.option("--final-samples", type=click.IntRange(1), help="Held-out samples before and after.  [default: all]")
+@click.option("--load-state", type=_FILE, help="Go on from what was learnt before, as --save-state wrote it.")
+@click.option("--save-state", type=_FILE, help="Write what was learnt into this file, for --load-state and `tte export`.")
 @click.option("--steps-table", is_flag=True, help="Print the instructions of each step, counted by the emulator.")
 @click.option("--turn", type=click.Choice(["0", "90", "180", "270"]), default="0", help="Turn the images first.")
 @command
@@ -134,6 +146,9 @@ def run(output: Output, folder: Path, data_path: Path, turn: str, steps_table: b
         "data": data_path.name, "stack_watermark_bytes": stack, "subtitle": f"{data_path.name}, on {course['on']}",
     }  # fmt: skip
     facts = _report(output, log, about, folder, title, {})
+    if course["save_state"]:
+        saved = "not saved: the run was interrupted" if log.interrupted else f"saved as {course['save_state']}"
+        output.console.print(f"trained state {escape(saved)}", soft_wrap=True)
     if course["on"] == "qemu" and not log.interrupted:
         _count_steps(output, made, compiled, folder, steps_table)
     output.result(facts)

@@ -1,4 +1,4 @@
-"""FlatBuffers, read with every offset checked and written in one forward pass.
+"""FlatBuffers, read with every offset checked and written in one forward pass, if need be in front of an older file's objects.
 
 Facts of the format: https://flatbuffers.dev/internals/ . Little endian. A table starts with a signed 32-bit distance back
 to its vtable; the vtable holds its own size, the table's size and one 16-bit offset a field slot (0 = absent). Strings,
@@ -161,6 +161,10 @@ class Table:
         """Whether `slot` is set."""
         return self._field(slot, 1) != 0
 
+    def target(self, slot: int, name: str) -> int:
+        """File position of the string, vector or sub-table in `slot`; 0 where absent."""
+        return self._target(slot, name)
+
     def table(self, slot: int, name: str) -> Table | None:
         """The sub-table in `slot`, or None."""
         target = self._target(slot, name)
@@ -214,17 +218,24 @@ class Vector:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """An object at a position of an older file, which `pack` places whole behind the new objects."""
+
+    position: int
+
+
+@dataclass(frozen=True)
 class TableVector:
     """A vector of tables to write."""
 
-    items: tuple[TableNode, ...]
+    items: tuple[TableNode | Kept, ...]
 
 
 @dataclass(frozen=True)
 class TableNode:
     """A table to write: field slot -> value. Leave a slot out for its default."""
 
-    fields: Mapping[int, Scalar | str | Vector | TableVector | TableNode]
+    fields: Mapping[int, Scalar | str | Vector | TableVector | TableNode | Kept]
 
 
 class _Writer:
@@ -233,14 +244,18 @@ class _Writer:
     def __init__(self) -> None:
         self.out = bytearray()
         self.pending: deque[tuple[int, str | Vector | TableVector | TableNode]] = deque()
+        self.kept: list[tuple[int, Kept]] = []
         self.vtables: dict[bytes, int] = {}
 
     def align(self, alignment: int, ahead: int = 0) -> None:
         """Pad so that the position `ahead` bytes from here is a multiple of `alignment`."""
         self.out.extend(bytes(-(len(self.out) + ahead) % alignment))
 
-    def refer(self, node: str | Vector | TableVector | TableNode, position: int) -> None:
-        self.pending.append((position, node))
+    def refer(self, node: str | Vector | TableVector | TableNode | Kept, position: int) -> None:
+        if isinstance(node, Kept):
+            self.kept.append((position, node))
+        else:
+            self.pending.append((position, node))
 
     def place(self, node: str | Vector | TableVector | TableNode) -> int:
         if isinstance(node, TableNode):
@@ -290,12 +305,18 @@ class _Writer:
         return position
 
 
-def pack(root: TableNode, identifier: bytes) -> bytes:
+#: An older file starts at a multiple of this behind new objects, so that what it aligned stays aligned.
+KEPT_ALIGNMENT = 64
+
+
+def pack(root: TableNode, identifier: bytes, behind: bytes = b"") -> bytes:
     """The file that holds `root`, deterministic: the same tree gives the same bytes.
 
     Args:
         root: the root table.
         identifier: 4 bytes, stored at byte 4.
+        behind: the older file that `Kept` objects are of. All its offsets are distances, so its objects may move together;
+            and a distance only points forward, so it comes last.
 
     Raises:
         ModelError: more than `MAX_BYTES`.
@@ -309,4 +330,11 @@ def pack(root: TableNode, identifier: bytes) -> bytes:
         if len(writer.out) > MAX_BYTES:
             raise ModelError("the model is too large for a .tflite file", limit=f"{MAX_BYTES} bytes")
         _U32.pack_into(writer.out, position, target - position)
-    return bytes(writer.out)
+    if behind:
+        writer.align(KEPT_ALIGNMENT)
+    base = len(writer.out)
+    if base + len(behind) > MAX_BYTES:
+        raise ModelError("the model is too large for a .tflite file", limit=f"{MAX_BYTES} bytes")
+    for position, kept in writer.kept:
+        _U32.pack_into(writer.out, position, base + kept.position - position)
+    return bytes(writer.out + behind)

@@ -27,7 +27,9 @@ _BYTES_ONLY = {"bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 _UNSIZED = {"string", "resource", "variant"}
 _ABSENT_QUANTISATION: tuple[Array, Array] = (np.zeros(0, np.float32), np.zeros(0, np.int64))
 
-__all__ = ["RawModel", "RawOperator", "RawSubgraph", "RawTensor", "read", "write"]
+__all__ = [
+    "RawModel", "RawOperator", "RawSubgraph", "RawTensor", "operator_fields", "read", "tensor_bytes", "tensor_fields", "write",
+]  # fmt: skip
 
 
 def read(data: bytes, where: str) -> RawModel:
@@ -289,21 +291,30 @@ def _opcode_node(code: int, custom: str, version: int) -> TableNode:
     return TableNode({**fields, 1: custom} if custom else fields)
 
 
-def _tensor_node(tensor: RawTensor, buffers: dict[bytes, int]) -> TableNode:
-    data = b""
-    if tensor.data is not None:
-        expected = tensor.shape if _is_numpy(tensor.dtype) else tensor.data.shape
-        dtype = np.dtype(tensor.dtype if _is_numpy(tensor.dtype) else np.uint8)
-        if tensor.data.shape != expected or tensor.data.dtype != dtype:
-            raise ModelError(
-                f"tensor {tensor.name!r} is {tensor.dtype} {list(tensor.shape)} but holds "
-                f"{tensor.data.dtype} {list(tensor.data.shape)}"
-            )
-        data = tensor.data.astype(dtype.newbyteorder("<"), copy=False).tobytes()
+def tensor_bytes(tensor: RawTensor) -> bytes:
+    """The contents of a tensor as a buffer holds them; empty where it has none.
+
+    Raises:
+        ModelError: they are of another shape or type than the tensor.
+    """
+    if tensor.data is None:
+        return b""
+    expected = tensor.shape if _is_numpy(tensor.dtype) else tensor.data.shape
+    dtype = np.dtype(tensor.dtype if _is_numpy(tensor.dtype) else np.uint8)
+    if tensor.data.shape != expected or tensor.data.dtype != dtype:
+        raise ModelError(
+            f"tensor {tensor.name!r} is {tensor.dtype} {list(tensor.shape)} but holds "
+            f"{tensor.data.dtype} {list(tensor.data.shape)}"
+        )
+    return tensor.data.astype(dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def tensor_fields(tensor: RawTensor, buffer: int) -> dict[int, Scalar | str | Vector | TableNode]:
+    """The fields of a tensor's table, by slot; its contents are those of buffer number `buffer`."""
     fields: dict[int, Scalar | str | Vector | TableNode] = {
         0: _int_vector(tensor.shape),
         1: Scalar("b", TENSOR_TYPES.index(tensor.dtype)),
-        2: Scalar("I", buffers.setdefault(data, len(buffers))),
+        2: Scalar("I", buffer),
         3: tensor.name,
     }
     if tensor.scales.size:
@@ -316,20 +327,29 @@ def _tensor_node(tensor: RawTensor, buffers: dict[bytes, int]) -> TableNode:
         fields[5] = Scalar("?", True)
     if tensor.shape_signature:
         fields[7] = _int_vector(tensor.shape_signature)
-    return TableNode(fields)
+    return fields
+
+
+def _tensor_node(tensor: RawTensor, buffers: dict[bytes, int]) -> TableNode:
+    return TableNode(tensor_fields(tensor, buffers.setdefault(tensor_bytes(tensor), len(buffers))))
 
 
 def _operator_node(operator: RawOperator, codes: dict[tuple[int, str, int], int]) -> TableNode:
     key = (operator.builtin_code, operator.custom_code, operator.version)
-    fields: dict[int, Scalar | Vector | TableNode] = {
-        0: Scalar("I", codes.setdefault(key, len(codes))),
-        1: _int_vector(operator.inputs),
-        2: _int_vector(operator.outputs),
-    }
+    return TableNode({0: Scalar("I", codes.setdefault(key, len(codes))), **operator_fields(operator)})
+
+
+def operator_fields(operator: RawOperator) -> dict[int, Scalar | Vector | TableNode]:
+    """The fields of an operator's table, by slot, but for the index of its code.
+
+    Raises:
+        ModelError: its options are not known, or have a wrong name or value.
+    """
+    fields: dict[int, Scalar | Vector | TableNode] = {1: _int_vector(operator.inputs), 2: _int_vector(operator.outputs)}
     if operator.opcode == "CUSTOM":
         if operator.custom_options:
             fields[5] = Vector(np.frombuffer(operator.custom_options, np.uint8))
-        return TableNode(fields)
+        return fields
     table = OPTIONS.get(operator.opcode)
     if table is None or OPERATOR_CODES[operator.opcode] != operator.builtin_code:
         raise ModelError(
@@ -341,7 +361,7 @@ def _operator_node(operator: RawOperator, codes: dict[tuple[int, str, int], int]
     if table.union:
         fields[3] = Scalar("B", table.union)
         fields[4] = TableNode({row.slot: _option_value(operator, row) for row in table.fields})
-    return TableNode(fields)
+    return fields
 
 
 def _option_value(operator: RawOperator, row: OptionField) -> Scalar | Vector:

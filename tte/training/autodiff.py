@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -82,6 +83,8 @@ def _prepare(graph: Graph, head: Head, loss: Loss, updates: Mapping[str, LayerUp
     """The forward graph with masks, the head's accumulators, and trained tensors as parameters."""
     builder = Builder.of(graph)
     builder.nodes = []
+    readers = Counter(i for node in graph.nodes for i in node.inputs)
+    shared = {name for name, count in readers.items() if count > 1}
     for node in graph.nodes:
         is_head = head.node is not None and node.name == head.node.name and isinstance(loss, SoftmaxCrossEntropy)
         if is_head:
@@ -90,7 +93,7 @@ def _prepare(graph: Graph, head: Head, loss: Loss, updates: Mapping[str, LayerUp
             mask = builder.add(f"{node.name}/mask", TensorType(builder.tensors[node.outputs[0]].type.shape, "bit"))
             node = replace(node, op=replace(node.op, mask=True), outputs=(node.outputs[0], mask))
         if node.name in updates:
-            node = _with_parameters(builder, node, updates[node.name])
+            node = _with_parameters(builder, node, updates[node.name], shared)
         builder.nodes.append(node)
     return builder.graph(graph.inputs, graph.outputs)
 
@@ -104,13 +107,17 @@ def _with_accumulators(builder: Builder, node: Node) -> Node:
     return replace(node, op=replace(node.op, acc=True), outputs=(*node.outputs, acc))
 
 
-def _with_parameters(builder: Builder, node: Node, update: LayerUpdate) -> Node:
-    """Trained weights and biases become PARAMs; a partial choice of channels splits the weights, unless it will change."""
+def _with_parameters(builder: Builder, node: Node, update: LayerUpdate, shared: set[str]) -> Node:
+    """Trained weights and biases become PARAMs; a partial choice of channels splits the weights, unless it will change.
+
+    Args:
+        shared: tensors that several operators read.
+    """
     weights, bias = list(node.inputs[1:-1]), node.inputs[-1]
     if update.bias:
-        bias = _own(builder, bias, Role.PARAM)
+        bias = _own(builder, bias, shared)
     if update.weights and (not update.channels or update.redraw):
-        weights = [_own(builder, weights[0], Role.PARAM)]
+        weights = [_own(builder, weights[0], shared)]
     elif update.weights:
         whole = builder.tensors[weights[0]]
         assert whole.data is not None
@@ -126,12 +133,12 @@ def _with_parameters(builder: Builder, node: Node, update: LayerUpdate) -> Node:
     return replace(node, inputs=(node.inputs[0], *weights, bias))
 
 
-def _own(builder: Builder, name: str, role: Role) -> str:
-    """A copy of a constant that belongs to one layer alone: shared constants must not train together unseen."""
+def _own(builder: Builder, name: str, shared: set[str]) -> str:
+    """A constant as a parameter of one layer alone: what others share, whether they train or not, must not move with it."""
     tensor = builder.tensors[name]
-    if any(name in n.inputs for n in builder.nodes):
+    if name in shared:
         name = builder.unique(name)
-    builder.tensors[name] = Tensor(name, tensor.type, role, tensor.data)
+    builder.tensors[name] = Tensor(name, tensor.type, Role.PARAM, tensor.data)
     return name
 
 

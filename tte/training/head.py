@@ -78,11 +78,15 @@ def replace_head(graph: Graph, classes: int, seed: int) -> Graph:
     quant = QuantParams((scale,) * classes, (0,) * classes, 0)
     builder = Builder.of(graph)
     builder.nodes = []
-    builder.tensors[node.inputs[1]] = Tensor(node.inputs[1], TensorType(shape, "int8", quant), Role.CONST, w)
+    others = {i for n in graph.nodes if n is not node for i in n.inputs}
+    w_name, b_name = (builder.unique(n) if n in others else n for n in (node.inputs[1], node.inputs[-1]))
+    builder.tensors[w_name] = Tensor(w_name, TensorType(shape, "int8", quant), Role.CONST, w)
     bias = TensorType((classes,), "int32")
-    builder.tensors[node.inputs[-1]] = Tensor(node.inputs[-1], bias, Role.CONST, np.zeros(classes, np.int32))
+    builder.tensors[b_name] = Tensor(b_name, bias, Role.CONST, np.zeros(classes, np.int32))
+    fresh = replace(node, inputs=(node.inputs[0], w_name, b_name))
     for other in graph.nodes:
-        builder.nodes.append(_resized(builder, other, geometry.out_c, classes) if _after(graph, node, other) else other)
+        new = fresh if other is node else other
+        builder.nodes.append(_resized(builder, new, geometry.out_c, classes) if _after(graph, node, other) else new)
     return builder.graph(graph.inputs, graph.outputs)
 
 
