@@ -119,6 +119,7 @@ class _Library:
         self.env = jinja2.Environment(
             loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
         )
+        self.env.globals["switches"] = switches  # kernels of a search keep channels
         self.names = _Names()
         self.functions: dict[tuple[str, tuple[tuple[str, object], ...]], str] = {}
         self.bodies: dict[str, str] = {}

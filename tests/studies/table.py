@@ -143,7 +143,7 @@ def main(model: Path, data: Path, classes: int, board: str, update: tuple[str, .
         count = len(division(job).training)
         steps = epochs * count if epochs else samples or min(count, 4000)
         with Store(folder / "answers.jsonl") as store:
-            bench = Workbench(job, boards.load(board), store, pool, Numerics.rate, say=print)
+            bench = Workbench(job, boards.load(board), store, pool, Numerics.rate, samples=steps, say=print)
             chosen = {Path(u).stem: candidate_of(job, u) for u in update}
             found = rows(bench, Limits(None, None, steps, seeds), chosen, with_float, lambda text: print(text, flush=True))
         if out:

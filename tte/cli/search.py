@@ -84,7 +84,9 @@ def search(output: Output, model: Path, data_path: Path, board_name: str, classe
     output.say(f"a whole run takes {steps:,} training steps on {min(count, steps):,} samples")
     with Store(folder / "answers.jsonl") as store, _pool(workers, scheduler, output) as pool:
         try:
-            bench = Workbench(job, board, store, pool, rate, fixed_rate=learning_rate is not None, rows=rows, say=output.say)
+            bench = Workbench(
+                job, board, store, pool, rate, fixed_rate=learning_rate is not None, samples=steps, rows=rows, say=output.say
+            )
             _refuse_unless_possible(bench, board, limits)
             found = STRATEGIES[strategy](bench, limits, seed)
             facts = result.Evidence(

@@ -30,16 +30,18 @@ class Workbench:
     Args:
         rate: base learning rate; a few around it are tried.
         fixed_rate: that rate alone is taken.
+        samples: of a whole run; those of a range test take no more.
         rows: prices are those of a program whose input comes row by row.
         say: a line for whoever watches.
     """
 
     def __init__(
         self, task: Task, board: Board, store: Store, pool: Pool, rate: float, *, fixed_rate: bool = False,
-        rows: bool = False, say: Callable[[str], None] = lambda _: None,
+        samples: int = 0, rows: bool = False, say: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self.task, self.board, self.store, self.pool, self.rate, self.rows = task, board, store, pool, rate, rows
         self.fixed_rate, self._say = fixed_rate, say
+        self._range_steps = min(rates.STEPS, samples or rates.STEPS)
         self.top = rate if fixed_rate else rates.rates(rate)[0]
         self.head = head_name(task)
         self.mode = task.mode
@@ -99,7 +101,7 @@ class Workbench:
         if self.fixed_rate:
             return [self.rate] * len(asked)
         tried = rates.rates(self.rate)
-        steps = min(rates.STEPS, len(division(self.task).training))
+        steps = self._range_steps
         losses: list[dict[int, float]] = [{} for _ in asked]
         while wanted := [(n, i) for n, known in enumerate(losses) for i in rates.wanted(known)]:
             found = self._at_rates([(asked[n], tried[i]) for n, i in wanted], steps)

@@ -134,15 +134,10 @@ def _share(costs: Costs, limits: Limits, share: float) -> Limits:
     return replace(limits, ram_bytes=ram, instructions=instructions)
 
 
-def greedy(desk: Desk, costs: Costs, items: Sequence[Sequence[Pick]]) -> Pick:
-    """Adds of each item, in turn, the first option with which everything still fits; the model says what is worth asking."""
+def greedy(costs: Costs, items: Sequence[Sequence[Pick]], limits: Limits) -> Pick:
+    """Adds of each item, in turn, the first option with which everything still fits by the model."""
     have = Pick(rule=items[0][0].rule) if items else Pick()
     for options in items:
-        grown = [g for o in options if costs.likely(g := merged(have, o), desk.limits)]
-        for pair in (grown[i : i + 2] for i in range(0, len(grown), 2)):
-            fitting = [g for g, ok in zip(pair, desk.fits([g.candidate(desk.layers) for g in pair]), strict=True) if ok]
-            if fitting:
-                have = fitting[0]
-                break
+        grown = (merged(have, o) for o in options if {*o.biases, *o.weights} <= {*costs.names})
+        have = next((g for g in grown if limits.allow(costs.estimate(g))), have)
     return have
-

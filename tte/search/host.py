@@ -52,7 +52,7 @@ class HostDevice:
     def train(self, x: Int8, label: int | None, target: Int8 | None) -> Trained:
         """One training step."""
         truth = np.array([label], np.int32) if target is None else np.asarray(target, np.int8).reshape(1, -1)
-        losses = self._twin.train(self._of(x), truth, self._first, self._rate, self._way, self._updates, ())
+        losses = self._twin.train(self._of(x), truth, self._first, self._rate, self._way, self._updates, own=True)
         return Trained(int(losses[0]), np.zeros(0, np.int8))
 
     def set_control(self, learning_rate: int, seed: int, step: int) -> None:

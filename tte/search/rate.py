@@ -42,10 +42,10 @@ def choose(losses: Mapping[int, float]) -> int:
 
 
 def share_class(share: float) -> int:
-    """Schemes of alike shares of trained weights have alike rates: the share's power of two, -4 to 0; -5 for none."""
+    """Schemes of alike shares of trained weights have alike rates: the share's power of two, -4, -2 or 0; -5 for none."""
     if share <= 0:
         return -5
-    return next((power for power in range(-4, 0) if share <= 2.0 ** (power + 0.5)), 0)
+    return next((power for power in (-4, -2) if share <= 2.0 ** (power + 1)), 0)
 
 
 def representative(ranked: Mapping[str, tuple[int, ...]], share: int) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -17,12 +17,14 @@ from tte.search.moves import moved
 from tte.search.surrogate import Surrogate
 
 _DEPTHS = 6  # places where the error may stop that are tried first
+_ABOUT = 0.01  # accuracy by which depths may differ and be about as good
 _SHORT = 0.5  # of a whole run: what candidates are measured by until the last round
-_DRAWN, _ROUNDS, _BATCH, _THOMPSON = 24, 9, 8, 5  # candidates drawn at random; rounds of so many; knapsacks among those
+_DRAWN, _ROUNDS, _BATCH, _THOMPSON = 24, 6, 8, 5  # candidates drawn at random; rounds of so many; knapsacks among those
 _TRIED = 60  # neighbours drawn for the rest of a round
-_GAP = 0.005  # gains are uncertain: their optimum need not be exact
-_FINALISTS = (8, 4, 2)  # measured whole with one seed, with all seeds, at other rates
-_FRONT = 4  # points below the best, beside those at the RAM of `last-k`
+_GAP = 0.01  # gains are uncertain: their optimum need not be exact
+_FINALISTS = (6, 3, 1)  # measured whole with one seed, with all seeds, at other rates
+_FRONT = 3  # points below the best, beside those at the RAM of `last-k`
+_POOR, _RETRIES = 0.04, 2  # accuracy below the usual at which a lower learning rate is tried; how often
 _DOUBT = 0.012  # noise of a run where seeds do not tell
 _WEIGHT_BYTES = {"r8": 2.0, "r4": 1.5, "sr": 1.0}
 
@@ -51,7 +53,7 @@ def auto(bench: Bench, limits: Limits, seed: int) -> Found:
     costs = fit(desk, max(cuts, default=0))
     bench.say("candidates drawn at random")
     picks = _first(desk, costs, cuts, known, information, seed)
-    scores = _learn(desk, known, picks, short)
+    scores = _learn(desk, known, picks, list(picks), short)
     _rounds(desk, costs, known, picks, scores, short, seed)
     bench.say("the best, measured whole")
     measured = _finals(desk, costs, known, picks, scores)
@@ -82,7 +84,8 @@ def _depths(
     seeds = desk.seeds[:2]
     runs = desk.scores(tails, short, seeds)
     means = [sum(r) / len(r) for r in runs]
-    at = max(range(len(grid)), key=lambda i: means[i])
+    # Of depths that are about as good the least: it costs less on the device, and less to search.
+    at = next(i for i, m in enumerate(means) if m >= max(means) - _ABOUT)
     deepest, step = min(grid[at] + max(1, count // (_DEPTHS - 1)), count), max(1, count // (_DEPTHS - 1))
     curve = np.interp(np.arange(count + 1), grid, rising(means))
     bias = {n: float(curve[count - i] - curve[count - i - 1]) for i, n in enumerate(names)}
@@ -102,8 +105,14 @@ def _first(
     desk: Desk, costs: Costs, cuts: Sequence[int], known: Surrogate, information: Mapping[str, Sequence[float]], seed: int
 ) -> dict[Candidate, Pick]:
     """The first candidates: others' proposals, and random ones."""
+    items = fisher_items(fisher_scores(desk, information))
+
+    def tiny_train(asked: Limits) -> tuple[Pick, float]:
+        pick = greedy(costs, items, asked)
+        return pick, len(pick.biases) + sum(pick.weights.values())
+
     picks = [
-        greedy(desk, costs, fisher_items(fisher_scores(desk, information))),
+        within(desk, costs, desk.limits, tiny_train)[0],
         *(_solved(desk, costs, known.mean(rule), rule) for rule in ("norm", "fisher")),
     ]
     found = {p.candidate(desk.layers): p for p in (Pick(), *picks)}
@@ -111,13 +120,32 @@ def _first(
     return found | design.draw(desk, costs, cuts, _DRAWN, random.Random(seed))
 
 
-def _learn(desk: Desk, known: Surrogate, asked: Iterable[Candidate], short: int) -> dict[Candidate, float]:
-    """Short runs; the scores."""
-    asked = list(asked)
-    scores = [run[0] for run in desk.scores(asked, short, desk.seeds[:1])]
-    for candidate, score in zip(asked, scores, strict=True):
-        known.learn(candidate, score)
-    return dict(zip(asked, scores, strict=True))
+def _learn(
+    desk: Desk, known: Surrogate, picks: dict[Candidate, Pick], asked: Iterable[Candidate], short: int
+) -> dict[Candidate, float]:
+    """Short runs; the scores. What learns much less than most is run again at lower rates, and kept with the best of them."""
+    tried = {c: c for c in asked}
+    scores = dict(zip(tried, (run[0] for run in desk.scores(list(tried), short, desk.seeds[:1])), strict=True))
+    best = dict(scores)
+    usual = sorted([*scores.values(), *known.scores])[(len(scores) + len(known.scores)) // 2]
+    for _ in range(_RETRIES):
+        poor = [c for c in tried if scores[c] < usual - _POOR]
+        rates = desk.bench.class_rate([tried[c] for c in poor])
+        lower = {c: min(desk.bench.near(rate), default=rate) for c, rate in zip(poor, rates, strict=True)}
+        again = [replace(c, rate=lower[c]) for c in poor if lower[c] < rates[poor.index(c)]]
+        for c, run in zip(again, desk.scores(again, short, desk.seeds[:1]), strict=True):
+            origin = next(p for p in poor if p.structure == c.structure)
+            tried[origin], scores[origin] = c, run[0]
+            best[c] = run[0]
+    found = {}
+    for c in tried:
+        runs = {x: s for x, s in best.items() if x.structure == c.structure}
+        chosen = max(runs, key=lambda x: runs[x])
+        found[chosen] = runs[chosen]
+        picks[chosen] = picks[c]
+        if runs[chosen] > usual - 2 * _POOR:  # what never learnt says nothing of single layers
+            known.learn(chosen, runs[chosen])
+    return found
 
 
 def _rounds(
@@ -139,7 +167,7 @@ def _rounds(
         if not chosen:
             break
         picks |= chosen
-        scores |= _learn(desk, known, chosen, short)
+        scores |= _learn(desk, known, picks, chosen, short)
         best = _order(known, scores)[0]
         desk.bench.say(f"round {round + 1} of {_ROUNDS}: {100 * known.predict([best])[0]:.1f} % expected after {short} samples")
 
@@ -151,7 +179,8 @@ def _drawn(costs: Costs, known: Surrogate, dice: np.random.Generator, limits: Li
 
 def _fresh(desk: Desk, picks: Iterable[Pick], seen: Mapping[Candidate, float], count: int) -> dict[Candidate, Pick]:
     """The first so many picks that fit and were not measured yet."""
-    asked = {c: p for p in picks if (c := p.candidate(desk.layers)) not in seen}
+    known = {c.structure for c in seen}
+    asked = {c: p for p in picks if (c := p.candidate(desk.layers)) not in known}
     some = list(asked)[: 2 * count]
     fitting = [c for c, ok in zip(some, desk.fits(some), strict=True) if ok]
     return {c: asked[c] for c in fitting[:count]}
@@ -214,15 +243,17 @@ def at_other_rates(desk: Desk, measured: Iterable[Measured]) -> list[Measured]:
 
     The range test's runs are short, and classes of schemes share its rates: for those that matter this settles it.
     """
-    alive, found = {m: m for m in measured}, dict[Candidate, Measured]()
+    alive, found, seen = {m: m for m in measured}, dict[Candidate, Measured](), set[Candidate]()
     while alive:  # at most as many rounds as there are rates
         rates = desk.bench.class_rate([m.candidate for m in alive])
+        seen |= {replace(m.candidate, rate=r) for m, r in zip(alive, rates, strict=True)}
         tried = {
             replace(m.candidate, rate=r): (f"{start.name} at {r:g}", start, m)
             for (m, start), rate in zip(alive.items(), rates, strict=True)
             for r in desk.bench.near(rate)
         }
-        new = {c: t for c, t in tried.items() if c not in found}
+        new = {c: t for c, t in tried.items() if c not in seen}
+        seen |= set(new)
         runs = {m.candidate: m for m in desk.measure({name: c for c, (name, _, _) in new.items()})}
         found |= runs
         alive = {}

@@ -54,10 +54,13 @@ class Surrogate:
         self._mean[1], self._mean[2 + 2 * kinds], self._mean[3 + 2 * kinds] = 1.0, 0.005, 0.5
         self._precision = np.diag(np.array(spread) ** -2.0)
         self._target = self._precision @ self._mean
+        #: Scores that were learnt from.
+        self.scores: list[float] = []
 
     def learn(self, candidate: Candidate, score: float) -> None:
         """One run's score."""
         x = self._features(candidate)
+        self.scores.append(score)
         self._precision += np.outer(x, x) / self._noise**2
         self._target += x * score / self._noise**2
 

@@ -40,17 +40,6 @@ class _Span(ctypes.Structure):
     _fields_ = (("at", ctypes.c_uint32), ("bytes", ctypes.c_uint32))
 
 
-class _Mask(ctypes.Structure):
-    _fields_ = (
-        ("at", ctypes.c_uint32),
-        ("rows", ctypes.c_uint32),
-        ("channels", ctypes.c_uint32),
-        ("bits", ctypes.c_uint32),
-        ("keep", ctypes.c_void_p),
-        ("copy", ctypes.c_void_p),
-    )
-
-
 @dataclass(frozen=True)
 class Route:
     """Which steps of the whole program a scheme runs.
@@ -131,9 +120,10 @@ class Twin:
         self.library = ctypes.CDLL(str(_build(compiled.plan, folder)))
         self.library.twin_switches.restype = ctypes.c_void_p
         self.library.twin_state.restype = ctypes.c_void_p
+        self.library.twin_keeps.restype = ctypes.c_void_p
         self.state_bytes = codegen.state_bytes(self.plan)
         self.input = next(i for i in self.graph.inputs if i != TRUTH)
-        self._keep: list[NDArray[np.uint8]] = []
+        self._kept: list[NDArray[np.uint8]] = []
         #: The channels that were drawn since the reset, by layer (see `tte.search.redraw`).
         self.drawn: dict[str, tuple[int, ...]] = {}
         self._control = Control()
@@ -182,26 +172,26 @@ class Twin:
         rates: NDArray[np.uint16],
         way: Route,
         updates: Mapping[str, LayerUpdate],
-        masks: Sequence[_Mask] | None = None,
+        own: bool = False,
     ) -> NDArray[np.int32]:
         """Trains on the samples `order` names, one after the other; gives the losses.
 
         Args:
             truth: int32 labels [n], or int8 targets [n, ...].
             rates: learning-rate factor of each step, 0 to 32768.
-            masks: what `masks` gave for the updates; by default made from today's state, and anew where channels are drawn.
+            own: the program was compiled for the updates, so that it keeps and draws channels by itself.
         """
-        if masks is None and any(u.redraw for u in updates.values()):
+        if not own and any(u.redraw for u in updates.values()):
             return self._train_drawing(features, truth, order, rates, way, updates)
-        masks = self.masks(updates) if masks is None else masks
-        spans, table = self._spans(way.features), (_Mask * max(1, len(masks)))(*masks)
+        self._keep_channels({} if own else updates)
+        spans = self._spans(way.features)
         losses = np.zeros(len(order), np.int32)
         self._switch(way.train)
         samples, truth = np.ascontiguousarray(features), np.ascontiguousarray(truth)
         order, rates = np.ascontiguousarray(order, np.uint32), np.ascontiguousarray(rates, np.uint16)
         self.library.twin_train(
             _at(samples), ctypes.c_uint32(samples.shape[1]), _at(truth), _at(order), _at(rates), ctypes.c_uint32(len(order)),
-            ctypes.c_uint32(len(way.features)), spans, ctypes.c_uint32(len(masks)), table, _at(losses),
+            ctypes.c_uint32(len(way.features)), spans, _at(losses),
         )  # fmt: skip
         self._control = replace(self._control, step=(self._control.step + len(order)) % 2**32)
         return losses
@@ -214,7 +204,8 @@ class Twin:
         losses = [np.zeros(0, np.int32)]
         for first, end in redraw.stretches(updates, self._control.step, len(order)):
             now = redraw.current(updates, self.drawn)
-            losses.append(self.train(features, truth, order[first:end], rates[first:end], way, now, self.masks(now)))
+            still = {n: replace(u, redraw=0) for n, u in now.items()}
+            losses.append(self.train(features, truth, order[first:end], rates[first:end], way, still))
             last = replace(self._control, step=self._control.step - 1)
             state, drawn = redraw.redrawn(self.graph, codegen.state_slots(self.plan), self.state(), now, last)
             self.drawn |= drawn
@@ -243,30 +234,19 @@ class Twin:
         spans = [_Span(self.plan.offsets[n], self.graph.type(n).nbytes) for n in names]
         return (_Span * max(1, len(spans)))(*spans)
 
-    def masks(self, updates: Mapping[str, LayerUpdate]) -> list[_Mask]:
-        """For `train`: what keeps frozen channels of weights that train in part, and their residuals, as they are today.
-
-        Valid until it is called again.
-        """
-        state = self.state()
-        slots = {s.name: s for s in codegen.state_slots(self.plan)}
-        changers = {n.inputs[3]: n for n in self.graph.nodes if isinstance(n.op, WeightUpdate)}
+    def _keep_channels(self, updates: Mapping[str, LayerUpdate]) -> None:
+        """Tells the updates of weights that train in part which channels to keep."""
         layers = {n.name: n for n in self.graph.nodes[: self.plan.program.shared]}
-        masks, self._keep = [], []
-        for name, update in updates.items():
-            if not update.weights or not update.channels:
-                continue
-            weights = layers[name].inputs[1]
-            size = self.graph.type(weights).shape[-1]
-            keep = np.ones(size, np.uint8)
-            keep[list(update.channels)] = 0
-            for tensor in changers[weights].inputs[3:]:
-                slot = slots[tensor]
-                bits = {"int8": 8, "int4": 4}[slot.type.dtype]
-                copy = np.frombuffer(state, np.uint8, slot.type.nbytes, slot.offset).copy()
-                self._keep += [keep, copy]
-                masks.append(_Mask(slot.offset, slot.type.elements // size, size, bits, keep.ctypes.data, copy.ctypes.data))
-        return masks
+        chosen = {layers[name].inputs[1]: u.channels for name, u in updates.items() if u.weights and u.channels}
+        pointers = (ctypes.c_void_p * len(self.graph.nodes))()
+        self._kept = []
+        for step, node in enumerate(self.graph.nodes):
+            if isinstance(node.op, WeightUpdate) and not node.op.trained and node.inputs[3] in chosen:
+                keep = np.ones(self.graph.type(node.inputs[3]).shape[-1], np.uint8)
+                keep[list(chosen[node.inputs[3]])] = 0
+                self._kept.append(keep)
+                pointers[step] = keep.ctypes.data
+        ctypes.memmove(self.library.twin_keeps(), pointers, ctypes.sizeof(pointers))
 
 
 def _at(array: Array) -> ctypes.c_void_p:
