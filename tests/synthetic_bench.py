@@ -33,6 +33,7 @@ class Synthetic:
     prices: int = 0
     said: list[str] = field(default_factory=list)
     mode: str = "r4"
+    validation: int = 1000
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.seed)

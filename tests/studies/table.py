@@ -2,15 +2,17 @@
 
     PYTHONPATH=tests python -m studies.table MODEL --data D.npz --classes 10 --board stm32f746 --update last --update S.toml
 
-Learning rates are chosen on validation samples of the training set, for int8 and float by the same rule: a range test, then
-whole runs at half and twice the rate while that is better. The test set is used once, after training on all training samples.
+Learning rates are chosen on training samples alone: for int8 by a range test, then by whole runs with all seeds at half and
+twice the rate while that is better; for float from there by the loss of whole runs with one seed. The test set is used once,
+after training on all training samples.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,20 +72,42 @@ def tuned(bench: Workbench, limits: Limits, candidates: dict[str, Candidate]) ->
     return found
 
 
-def float_rate(job: Task, candidate: Candidate, limits: Limits, start: float) -> float:
-    """The float side's rate, by whole runs at `start`, half and twice of it, on while that is better."""
-    known: dict[float, float] = {}
+def float_run(job: Task, candidate: Candidate, seed: int, rate: float, samples: int, final: bool) -> dict[str, float]:
+    """A job: accuracy (0..1), and mean loss (nats) of the last quarter of the samples, of float training."""
+    found = floats.course(job, candidate)
+    accuracy = found.train(seed, rate, samples, final)
+    return {"accuracy": accuracy, "loss": float(np.mean(found.losses[-max(1, len(found.losses) // 4) :]))}
 
-    def worth(rate: float) -> float:
-        if rate not in known:
-            runs = [floats.accuracy(job, candidate, s, rate, limits.samples, False) for s in range(limits.seeds)]
-            known[rate] = float(np.mean(runs))
-        return known[rate]
 
-    best = start
-    while (better := max((best / 2, best, best * 2), key=lambda r: (worth(r), -r))) != best:
-        best = better
-    return best
+class Floats:
+    """Float runs in parallel, each once: answers are kept beside the int8 ones."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+
+    def runs(self, asked: Sequence[tuple[Candidate, int, float, int, bool]]) -> list[dict[str, float]]:
+        """Answers to (candidate, seed, rate, samples, final)."""
+        bench = self._bench
+        names = [["float", bench.task.identity, c.structure.key, *rest] for c, *rest in asked]
+        new = [i for i, name in enumerate(names) if name not in bench.store]
+        jobs = [(bench.task, replace(asked[i][0].structure, mode=""), *asked[i][1:]) for i in new]
+        for done, answer in bench.pool.run("float", float_run, jobs) if jobs else ():
+            bench.store.put(names[new[done]], answer)
+        return [bench.store.get(name) for name in names]
+
+    def rate(self, candidate: Candidate, samples: int, start: float) -> float:
+        """The float side's rate: of whole runs with seed 0 at `start`, half and twice of it, on while that is better, the one
+        of the lowest loss."""
+        known: dict[float, float] = {}
+        best = start
+        while True:
+            tried = [r for r in (best / 2, best, best * 2) if r not in known]
+            answers = self.runs([(candidate, 0, r, samples, False) for r in tried])
+            known |= {r: a["loss"] if math.isfinite(a["loss"]) else math.inf for r, a in zip(tried, answers, strict=True)}
+            better = min(known, key=lambda r: (known[r], r))
+            if better == best:
+                return best
+            best = better
 
 
 def rows(
@@ -101,9 +125,9 @@ def rows(
         accuracies = tuple(tested[i * limits.seeds : (i + 1) * limits.seeds])
         real, reals = None, ()
         if with_float:
-            real = float_rate(bench.task, candidate, limits, rate)
+            real = Floats(bench).rate(candidate, limits.samples, rate)
             count = passes * parts.training.stop
-            reals = tuple(floats.accuracy(bench.task, candidate, s, real, count, True) for s in seeds)
+            reals = tuple(a["accuracy"] for a in Floats(bench).runs([(candidate, s, real, count, True) for s in seeds]))
         found.append(Row(name, price.ram_bytes, price.instructions, rate, accuracies, real, reals))
         say(line(found[-1]))
     return found

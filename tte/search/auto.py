@@ -133,6 +133,7 @@ class _Planner:
     """The part of a bench that needs no data: layers, and the prices of `tte build`."""
 
     def __init__(self, model: Path, options: Options, graph: Graph) -> None:
+        self.validation = 0
         self.mode = options.numerics.completed(None).mode
         self._model, self._options, self._kept = model, replace(options, update="last"), dict[Candidate, Price]()
         head = heads.find(graph).node

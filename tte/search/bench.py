@@ -44,7 +44,7 @@ class Workbench:
         self._range_steps = min(rates.STEPS, samples or rates.STEPS)
         self.top = rate if fixed_rate else rates.rates(rate)[0]
         self.head = head_name(task)
-        self.mode = task.mode
+        self.mode, self.validation = task.mode, len(division(task).validation)
         self.layers = tuple(self._layers())
         graph = forward(task)
         self._classes = graph.type(find(graph).logits).elements

@@ -105,6 +105,10 @@ class Bench(Protocol):
         """The residual mode of candidates that name none."""
 
     @property
+    def validation(self) -> int:
+        """Samples that accuracy is measured on."""
+
+    @property
     def layers(self) -> tuple[Layer, ...]:
         """The layers that may train, in the model's order, without the head."""
 

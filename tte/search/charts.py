@@ -75,7 +75,7 @@ def front(
     figure = Figure(figsize=(8, 6), dpi=200, layout="constrained")
     axes = figure.subplots()
     bars = f"bars: standard deviation over {len(best.accuracies)} seeds"
-    _titled(axes, title, f"validation accuracy after one pass over {limits.samples} samples; {bars}")
+    _titled(axes, title, f"validation accuracy after {limits.samples:,} training steps; {bars}")
     edge = nondominated(found)
     _points(axes, found, "o", _BLUE, "searched", 0.45)
     axes.step([_kib(m) for m in edge], [m.mean for m in edge], where="post", color=_BLUE, linewidth=1.8, label="front")

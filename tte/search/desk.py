@@ -13,6 +13,7 @@ FRACTIONS = (0.125, 0.25, 0.5, 1.0)
 HEAD = Candidate()
 #: Steps between draws: long enough that channels learn something, short enough that most have their turn.
 REDRAWN, REDRAW = "redrawn", 200
+_EVEN = 1000  # samples to validate on with which accuracy and loss count alike
 _LINE = 12  # runs that tell what a loss is worth
 _BATCH = 8  # prices asked together where each may end the walk: few are wasted, and a few workers stay busy
 
@@ -103,10 +104,11 @@ class Desk:
         return [sum(r) / len(r) for r in self.runs(asked, samples, seeds)]
 
     def scores(self, asked: Sequence[Candidate], samples: int, seeds: Sequence[int]) -> list[tuple[float, ...]]:
-        """Like `runs`, with less noise: the mean of the accuracy and of what the loss in training tells of it.
+        """Like `runs`, with less noise: a mean of the accuracy and of what the loss tells of it.
 
-        Both are measured on samples that the run had not learnt from, on different ones. What a loss is worth in accuracy is
-        regressed over all runs of so many samples; runs that diverged count by their accuracy alone.
+        Both are measured on samples that the run had not learnt from. What a loss is worth in accuracy is regressed over all
+        runs of so many samples; runs that diverged count by their accuracy alone. The fewer samples there are to validate
+        on, the less the accuracy counts: it is a count of a few errors then, and a loss is not.
         """
         accuracies = self.runs(asked, samples, seeds)
         losses = iter(self.bench.losses([(c, s) for c in asked for s in seeds], samples) if asked else [])
@@ -115,7 +117,9 @@ class Desk:
         known += pairs
         usual = 2 * sorted(loss for _, loss in known)[len(known) // 2] if known else 0.0
         line = _line([(loss, a) for a, loss in known if loss < usual])
-        found = iter((a + line[0] + line[1] * loss) / 2 if line and loss < usual else a for a, loss in pairs)
+        share = self.bench.validation / (self.bench.validation + _EVEN)
+        told = ((line[0] + line[1] * loss if line and loss < usual else a) for a, loss in pairs)
+        found = iter([share * a + (1 - share) * t for (a, _), t in zip(pairs, told, strict=True)])
         return [tuple(next(found) for _ in run) for run in accuracies]
 
     def measure(self, asked: Mapping[str, Candidate]) -> tuple[Measured, ...]:

@@ -78,7 +78,7 @@ def comments(found: Found, facts: Evidence) -> list[str]:
         f"Update scheme for {facts.model}, found by `tte search`, tte {tte.__version__}.",
         f"{HASH} = {facts.model_hash}",
         f"{ACCURACY} = {best.mean:.4f}, standard deviation {best.spread:.4f} over {len(best.accuracies)} seeds: of "
-        f"{facts.validation} validation samples after one pass over {limits.samples} others",
+        f"{facts.validation} validation samples after {limits.samples:,} training steps on others",
         f"ram = {best.price.ram_bytes:,} bytes, planned for {facts.board}",
         f"instructions = {best.price.instructions:,} a training step, predicted",
         f"limits = {', '.join(bounds) or 'none'}",
