@@ -219,6 +219,7 @@ def test_rate_is_the_smallest_that_learns_about_best(losses: dict[int, float], c
     while wanted := rate.wanted(known):
         known |= {i: losses.get(i, 9.0) for i in wanted}
     assert rate.choose(known) == chosen
+    assert rate.choose(known, 1) == min(known, key=lambda i: known[i])
 
 
 def test_a_class_of_schemes_has_one_that_stands_for_it() -> None:

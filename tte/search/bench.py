@@ -42,6 +42,7 @@ class Workbench:
         self.task, self.board, self.store, self.pool, self.rate, self.rows = task, board, store, pool, rate, rows
         self.fixed_rate, self._say = fixed_rate, say
         self._range_steps = min(rates.STEPS, samples or rates.STEPS)
+        self._longer = max(samples, self._range_steps) / self._range_steps
         self.top = rate if fixed_rate else rates.rates(rate)[0]
         self.head = head_name(task)
         self.mode, self.validation = task.mode, len(division(task).validation)
@@ -107,7 +108,7 @@ class Workbench:
             found = self._at_rates([(asked[n], tried[i]) for n, i in wanted], steps)
             for (n, i), answer in zip(wanted, found, strict=True):
                 losses[n][i] = float(answer["loss"])
-        return [tried[rates.choose(known)] for known in losses]
+        return [tried[rates.choose(known, self._longer)] for known in losses]
 
     def class_rate(self, candidates: list[Candidate]) -> list[float]:
         """The learning rate for each candidate in the search: its own, or that of a scheme which stands for its class, seed 0.

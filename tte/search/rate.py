@@ -8,13 +8,14 @@ runs of 4,000 do, or one halving higher; runs of 240 samples at a steady rate do
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 #: Doublings and halvings of the base rate that may be tried; the search goes from the base downhill only.
 UP, DOWN = 4, 5
 #: Training steps of each run.
 STEPS = 1000
-#: "About the lowest" loss: above it by this share of it at most.
+#: "About the lowest" loss: above it by this share of it at most, where whole runs are four times as long.
 _LOSS_SHARE = 0.04
 
 
@@ -35,10 +36,15 @@ def wanted(losses: Mapping[int, float]) -> list[int]:
     return [i for i in (best - 1, best + 1) if 0 <= i <= UP + DOWN and i not in losses]
 
 
-def choose(losses: Mapping[int, float]) -> int:
-    """The place of the rate to take: the smallest rate whose loss is about the lowest."""
+def choose(losses: Mapping[int, float], longer: float = 4.0) -> int:
+    """The place of the rate to take: the smallest rate whose loss is about the lowest.
+
+    Args:
+        longer: how many times as long as these runs those are that the rate is for; 1: the lowest loss decides.
+    """
     best = min(losses.values())
-    return max(i for i, loss in losses.items() if loss <= best * (1 + _LOSS_SHARE))
+    share = _LOSS_SHARE * min(1.0, max(0.0, math.log(longer, 4)))
+    return max(i for i, loss in losses.items() if loss <= best * (1 + share))
 
 
 def share_class(share: float) -> int:
