@@ -34,6 +34,7 @@ def test_board_that_ships(name: str) -> None:
     sources = json.loads(loaded.manifest)["tte"]["source"]
     assert all(text.startswith("https://") for text in sources.values()) and "memory" in sources
     assert loaded.is_emulated == (loaded.link == "semihost")
+    assert loaded.flash and "flash" in sources
 
 
 def _changed(path: str, value: Any) -> str:
@@ -80,6 +81,20 @@ BAD = {
     "link setting": _changed("tte.link.baud", []),
     "emulator": _changed("tte.emulator", 3),
     "counter": _changed("tte.emulator.counter", "abacus"),
+    "flash driver": _changed("tte.flash.driver", "flash_punch_cards"),
+    "flash model on a real board": _changed("tte.flash.driver", "flash_model"),
+    "flash outside": _changed("tte.flash.org", "0x080f0000"),
+    "flash over the vectors": _changed("tte.flash.org", "0x08000000"),
+    "flash between sectors": _changed("tte.flash.org", "0x08009000"),
+    "flash of one sector": _changed("tte.flash.sectors", [[1, 32768]]),
+    "flash of many runs": _changed("tte.flash.sectors", [[1, 32768]] * 5),
+    "flash without sectors": _changed("tte.flash.sectors", []),
+    "flash of no pairs": _changed("tte.flash.sectors", [32768, 32768]),
+    "flash of nothing": _changed("tte.flash.sectors", [[0, 32768]]),
+    "flash of true": _changed("tte.flash.sectors", [[True, 32768]]),
+    "flash unit": _changed("tte.flash.unit", 24),
+    "flash unit too large": _changed("tte.flash.unit", 512),
+    "flash endurance": _changed("tte.flash.endurance", None),
     "extra source": _changed("tte.extra_sources", ["../main.c"]),
 }
 

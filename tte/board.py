@@ -17,6 +17,8 @@ CORES = ("cortex-m0", "cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "c
 DSP_CORES = ("cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
 LINKS = ("uart_stm32", "uart_nrf52", "uart_rp2040")
 COUNTERS = ("cmsdk", "tim2", "nrf51", "none")
+FLASHES = ("flash_stm32f4", "flash_stm32f7", "flash_nrf52", "flash_rp2040", "flash_model")
+FLASH_RUNS_MAX, FLASH_UNIT_MAX = 4, 256  # as in firmware/src/flash.h
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,48 @@ class Emulator:
 
 
 @dataclass(frozen=True)
+class FlashArea:
+    """Sectors of a board's flash that may keep trained state; sizes in bytes.
+
+    Attributes:
+        driver: the firmware's driver of the flash controller, without `.c`.
+        org: address of the first sector.
+        first: the chip's own number of that sector.
+        unit: what is programmed at once, a power of two.
+        writes: how often a unit may be programmed between two erases; 0: as often as one likes.
+        endurance: erases that a sector is made for; 0: not known.
+        runs: (count, size) of equal sectors in a row, by address.
+    """
+
+    driver: str
+    org: int
+    first: int
+    unit: int
+    writes: int
+    endurance: int
+    runs: tuple[tuple[int, int], ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(count * size for count, size in self.runs)
+
+
+@dataclass(frozen=True)
+class Renode:
+    """How Renode plays a board.
+
+    Attributes:
+        platform: its description of the chip, a path among Renode's own files.
+        uart: the serial port in it that is the board's link.
+        overlay: lines that change the description.
+    """
+
+    platform: str
+    uart: str
+    overlay: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Board:
     """A board's facts; sizes in bytes.
 
@@ -54,7 +98,9 @@ class Board:
         link: the firmware's driver for the line to the host, without `.c`.
         link_settings: that driver's constants, sorted by name.
         extra_sources: further firmware files this board needs.
+        flash: where trained state may be kept, if its file says so.
         emulator: its stand-in in QEMU, or the machine that it is.
+        renode: how Renode plays it, if its file says so.
         official: (platform, board) of PlatformIO's own registry, if it has the board.
         manifest: the JSON text itself, which PlatformIO reads.
     """
@@ -72,7 +118,9 @@ class Board:
     link: str
     link_settings: tuple[tuple[str, int], ...]
     extra_sources: tuple[str, ...]
+    flash: FlashArea | None
     emulator: Emulator | None
+    renode: Renode | None
     official: tuple[str, str] | None
     manifest: str
 
@@ -133,6 +181,14 @@ class _Section:
             raise self._bad(field, "must be a list of text")
         return tuple(value)
 
+    def pairs(self, field: str, most: int) -> tuple[tuple[int, int], ...]:
+        """A list of 1 to `most` pairs of numbers, each at least 1."""
+        value = self._get(field, list, "a list of pairs of numbers")
+        good = [p for p in value if isinstance(p, list) and len(p) == 2 and all(type(n) is int and 0 < n < 2**31 for n in p)]
+        if not 0 < len(value) <= most or len(good) != len(value):
+            raise self._bad(field, f"must be a list of 1 to {most} pairs of positive numbers, not {value!r}")
+        return tuple((first, second) for first, second in good)
+
     def section(self, field: str) -> _Section:
         return _Section(self._get(field, dict, "an object"), self._file, f"{self._place}{field}.")
 
@@ -153,6 +209,57 @@ def _emulator(section: _Section) -> Emulator:
         icount_shift=section.number("icount_shift", 0, 10),
         mpu=section.flag("mpu"),
     )
+
+
+def _renode(section: _Section, file: Path) -> Renode:
+    """The texts go into scripts: none may hold more than it seems to."""
+    found = Renode(
+        platform=section.text("platform"),
+        uart=section.text("uart"),
+        overlay=section.texts("overlay") if "overlay" in section else (),
+    )
+    good = {
+        "platform": re.fullmatch(r"\w[\w/-]*\.repl", found.platform),
+        "uart": re.fullmatch(r"\w+", found.uart),
+        "overlay": all(re.fullmatch(r"[ -~]+", line) for line in found.overlay),
+    }
+    for field, matches in good.items():
+        if not matches:
+            raise BoardError(f"the board's field tte.renode.{field} is not a name or lines of plain text", where=str(file))
+    return found
+
+
+def _flash(section: _Section) -> FlashArea:
+    return FlashArea(
+        driver=section.text("driver", FLASHES),
+        org=section.number("org"),
+        first=section.number("first_sector", 0, 65535) if "first_sector" in section else 0,
+        unit=section.number("unit", 1, FLASH_UNIT_MAX),
+        writes=section.number("writes", 0, 254),
+        endurance=section.number("endurance"),
+        runs=section.pairs("sectors", FLASH_RUNS_MAX),
+    )
+
+
+def _refuse_bad_flash(board: Board, file: Path) -> None:
+    """Raises BoardError unless the area for trained state lies inside the flash, and leaves the vectors their place."""
+    area = board.flash
+    if area is None:
+        return
+    start, end = board.flash_org, board.flash_org + board.flash_bytes
+    problem = ""
+    if area.unit & (area.unit - 1) or any(size % area.unit for _, size in area.runs):
+        problem = "unit must be a power of two that divides every sector's size"
+    elif sum(count for count, _ in area.runs) < 2:
+        problem = "sectors must be two at least: one is written while the other holds"
+    elif not start + 1024 <= area.org <= end - area.nbytes:
+        problem = f"org and sectors must lie within the flash, behind its first 1,024 bytes: {start:#x} .. {end:#x}"
+    elif (area.org - start) % area.runs[0][1]:
+        problem = "org must be a multiple of the first sector's size, from the start of the flash"
+    elif (area.driver == "flash_model") != board.is_emulated:
+        problem = "driver is flash_model for emulated boards, and for them only"
+    if problem:
+        raise BoardError(f"the board's field tte.flash.{problem}", where=str(file))
 
 
 def _parse(file: Path, text: str) -> Board:
@@ -183,6 +290,8 @@ def _parse(file: Path, text: str) -> Board:
         link=link.text("driver", LINKS) if link else "semihost",
         link_settings=link.numbers() if link else (),
         extra_sources=tte.texts("extra_sources") if "extra_sources" in tte else (),
+        flash=_flash(tte.section("flash")) if "flash" in tte else None,
+        renode=_renode(tte.section("renode"), file) if "renode" in tte else None,
         emulator=_emulator(tte.section("emulator")) if emulated or "emulator" in tte else None,
         official=(official.text("platform"), official.text("board")) if official else None,
         manifest=text,
@@ -193,6 +302,7 @@ def _parse(file: Path, text: str) -> Board:
     for field, value in (("upload.maximum_ram_size", board.ram_bytes), ("tte.stack_bytes", board.stack_bytes)):
         if value % 32:
             raise BoardError(f"the board's field {field} must be a multiple of 32", where=str(file))
+    _refuse_bad_flash(board, file)
     return board
 
 

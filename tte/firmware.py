@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tte import board as boards
-from tte import image, resources, toolchain
-from tte.board import Board
+from tte import image, keeping, resources, toolchain
+from tte.board import Board, FlashArea
 from tte.errors import BoardError, DataError, ToolchainError
 
 _LIST = ".tte-files"  # the files that tte wrote into a project, one a line: what it may delete again
 _COMMON_SOURCES = ("main.c", "startup.c", "mpu.c", "fault.c")
 _HEADERS = ("port.h", "uart.h", "counter.h")
 HOST_SOURCES = ("main.c", "link_host.c")
-_PLATFORM_FILES = ("platform.json", "platform.py", "builder/main.py")
+_PLATFORM_FILES = ("platform.json", "platform.py", "uploaders.json", "builder/main.py")
 _FLAVOURS = {
     "trace": "sends the arena after each step of a train step",
     "profile": "sends the instructions of each step of a call",
@@ -39,11 +39,13 @@ class Project:
         folder: where platformio.ini lies.
         board: the board it is for.
         library: the library's name under lib/.
+        keeps: its programs can keep trained state in flash.
     """
 
     folder: Path
     board: Board
     library: str
+    keeps: bool = False
 
     def env(self, *, emulated: bool = False, trace: bool = False, profile: bool = False) -> str:
         """The PlatformIO environment for the board, or for the QEMU machine that stands in for it.
@@ -70,6 +72,7 @@ class BuildResult:
         elf: the linked program.
         env: the PlatformIO environment.
         flash_bytes: flash it takes.
+        kept_flash_bytes: beside it, flash for trained state.
         ram_static_bytes: its .data and .bss.
         stack_reserve_bytes: what is kept for the stack.
         stack_bound_bytes: the most stack it can use, by its call graph; at most the reserve.
@@ -81,6 +84,7 @@ class BuildResult:
     elf: Path
     env: str
     flash_bytes: int
+    kept_flash_bytes: int
     ram_static_bytes: int
     stack_reserve_bytes: int
     stack_bound_bytes: int
@@ -102,6 +106,8 @@ def generate_project(
     name: str,
     stack_bytes: int | None = None,
     ram_window_bytes: int | None = None,
+    keep_bytes: int | None = None,
+    more: Mapping[str, str] | None = None,
 ) -> Project:
     """Writes a project: platformio.ini, the library, the firmware round it, boards, platform, linker scripts.
 
@@ -113,9 +119,12 @@ def generate_project(
         name: the library's name, a C identifier.
         stack_bytes: stack to reserve, instead of the board's own figure; a multiple of 32.
         ram_window_bytes: RAM that the emulator's MPU grants, instead of all the board has; a multiple of 32.
+        keep_bytes: trained state that the program can keep in the board's own flash, with the sectors for it left free;
+            None: nothing.
+        more: further files, content by path below `out_dir`.
 
     Raises:
-        BoardError: a size is not a multiple of 32, or more than the board has.
+        BoardError: a size is not a multiple of 32, or more than the board has; the state does not fit twice.
         DataError: the folder cannot be written, or a path leads out of it.
     """
     for what, value in (("stack reserve", stack_bytes), ("RAM window", ram_window_bytes)):
@@ -123,13 +132,16 @@ def generate_project(
             raise BoardError(f"a {what} of {value} bytes", where=board.name, limit=f"32 .. {board.ram_bytes}, by 32")
     stack = board.stack_bytes if stack_bytes is None else stack_bytes
     files: dict[str, str | bytes] = {f"lib/{name}/{path}": content for path, content in library_files.items()}
-    files |= _firmware_files(board, stack)
-    files["platformio.ini"] = _platformio_ini(board, name, ram_window_bytes)
+    files |= more or {}
+    keeps = keep_bytes is not None
+    area = keeping.area_for(board, keep_bytes) if keep_bytes is not None else None
+    files |= _firmware_files(board, stack, area)
+    files["platformio.ini"] = _platformio_ini(board, name, ram_window_bytes, keeps)
     try:
         _write_files(out_dir, files)
     except OSError as error:
         raise DataError(f"cannot write the project: {error}", where=str(out_dir)) from None
-    return Project(out_dir.resolve(), board, name)
+    return Project(out_dir.resolve(), board, name, keeps)
 
 
 def open_project(folder: Path) -> Project:
@@ -143,9 +155,10 @@ def open_project(folder: Path) -> Project:
     try:
         ini.read_string((folder / "platformio.ini").read_text(encoding="utf-8"))
         board, library = ini["tte"]["board"], ini["tte"]["library"]
-    except (OSError, UnicodeDecodeError, configparser.Error, KeyError):
+        keeps = ini["tte"].getboolean("keeps", fallback=False)
+    except (OSError, UnicodeDecodeError, configparser.Error, KeyError, ValueError):
         raise DataError("this is not a folder written by `tte build`", where=str(folder)) from None
-    return Project(folder.resolve(), boards.load(folder / "boards" / f"{board}.json"), library)
+    return Project(folder.resolve(), boards.load(folder / "boards" / f"{board}.json"), library, keeps)
 
 
 def _write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
@@ -180,13 +193,14 @@ def _twin_name(board: Board) -> str:
     return board.name if board.is_emulated else f"{board.name}_qemu"
 
 
-def _sources(board: Board, emulated: bool) -> tuple[str, ...]:
+def _sources(board: Board, emulated: bool, keeps: bool) -> tuple[str, ...]:
     """The firmware's C files for a board, or for the QEMU machine that stands in for it."""
+    kept = keeping.sources(board, emulated=emulated) if keeps else ()
     if not emulated:
-        return (*_COMMON_SOURCES, "link_uart.c", f"{board.link}.c", "counter_none.c", *board.extra_sources)
+        return (*_COMMON_SOURCES, "link_uart.c", f"{board.link}.c", "counter_none.c", *board.extra_sources, *kept)
     assert board.emulator
     counter = () if board.emulator.counter == "none" else ("counter.c",)
-    return (*_COMMON_SOURCES, "link_semihost.c", f"counter_{board.emulator.counter}.c", *counter)
+    return (*_COMMON_SOURCES, "link_semihost.c", f"counter_{board.emulator.counter}.c", *counter, *kept)
 
 
 def _variants(board: Board) -> tuple[tuple[str, bool], ...]:
@@ -195,15 +209,21 @@ def _variants(board: Board) -> tuple[tuple[str, bool], ...]:
     return (*own, (_twin_name(board), True)) if board.emulator else own
 
 
-def _firmware_files(board: Board, stack_bytes: int) -> dict[str, str | bytes]:
+def _firmware_files(board: Board, stack_bytes: int, area: FlashArea | None) -> dict[str, str | bytes]:
     room = resources.path("firmware")
     sources = set(HOST_SOURCES + _HEADERS)
     files: dict[str, str | bytes] = {f"boards/{board.name}.json": board.manifest}
+    if area:
+        sources.update((*keeping.HOST_SOURCES, *keeping.HEADERS))
+        files[f"src/{keeping.AREA_SOURCE}"] = keeping.area_source(area)
     script = (room / "cortexm.ld").read_text(encoding="utf-8")
     for env, emulated in _variants(board):
-        sources.update(_sources(board, emulated))
+        sources.update(_sources(board, emulated, area is not None))
         where = board.emulator if emulated and board.emulator else board
+        regions = keeping.program_memory(board, where.flash_org, keeps=area is not None)
         values = {
+            "REGIONS": "\n    ".join(f"{name} (rx) : ORIGIN = 0x{org:08x}, LENGTH = {size}" for name, org, size in regions),
+            "HEAD": regions[0][0],
             "TITLE": board.title if not emulated or board.is_emulated else f"QEMU standing in for {board.title}",
             "FLASH_ORG": f"0x{where.flash_org:08x}",
             "FLASH_BYTES": str(board.flash_bytes),
@@ -214,7 +234,7 @@ def _firmware_files(board: Board, stack_bytes: int) -> dict[str, str | bytes]:
         files[f"ld/{env}.ld"] = re.sub(r"@(\w+)@", lambda match: values[match[1]], script)  # noqa: B023
         if env != board.name:
             files[f"boards/{env}.json"] = _twin_manifest(board)
-    for source in sorted(sources):
+    for source in sorted(sources - {keeping.AREA_SOURCE}):
         if not (room / "src" / source).is_file():
             raise BoardError(f"there is no firmware source {source!r}", where=board.name)
         files[f"src/{source}"] = (room / "src" / source).read_bytes()
@@ -247,11 +267,11 @@ def _lines(key: str, values: tuple[str, ...]) -> str:
     return "\n    ".join([f"{key} =", *values])
 
 
-def _platformio_ini(board: Board, library: str, ram_window_bytes: int | None) -> str:
+def _platformio_ini(board: Board, library: str, ram_window_bytes: int | None, keeps: bool) -> str:
     parts = [
         "; Written by tte. Build with `pio run`, upload with `pio run -t upload`.",
         f"[platformio]\ndefault_envs = {_variants(board)[0][0]}\nplatforms_dir = platforms",
-        f"[tte]\nboard = {board.name}\nlibrary = {library}",
+        f"[tte]\nboard = {board.name}\nlibrary = {library}" + ("\nkeeps = yes" if keeps else ""),
         "[env]\nlib_compat_mode = off\ntest_framework = custom\n" + _lines("build_flags", COMMON_FLAGS),
     ]
     for env, emulated in _variants(board):
@@ -264,10 +284,11 @@ def _platformio_ini(board: Board, library: str, ram_window_bytes: int | None) ->
         else:
             settings = tuple(f"-DTTE_LINK_{key.upper()}={value:#x}u" for key, value in board.link_settings)
             defines = ("-DTTE_MPU=0", *settings)
+        defines += ("-DTTE_KEEP=1",) if keeps else ()
         common = "\n".join(
             (
                 f"board_build.ldscript = ld/{env}.ld",
-                _lines("build_src_filter", tuple(f"+<{source}>" for source in _sources(board, emulated))),
+                _lines("build_src_filter", tuple(f"+<{source}>" for source in _sources(board, emulated, keeps))),
                 _lines("build_flags", ("${env.build_flags}", *defines)),
             )
         )
@@ -326,10 +347,14 @@ def build(project: Project, env: str | None = None, *, timeout_s: float = 1800) 
             limit=f"{program.stack_reserve_bytes} bytes of stack",
             remedy="raise tte.stack_bytes in the board's JSON",
         )
+    area = project.board.flash if project.keeps else None
+    kept = area.nbytes if area else 0
+    is_inside = kept and len(keeping.program_memory(project.board, where.flash_org, keeps=True)) > 1
     return BuildResult(
         elf=program.elf,
         env=env,
-        flash_bytes=program.flash_bytes,
+        flash_bytes=program.flash_bytes - (kept if is_inside else 0),
+        kept_flash_bytes=kept,
         ram_static_bytes=program.ram_static_bytes,
         stack_reserve_bytes=program.stack_reserve_bytes,
         stack_bound_bytes=stack.size,
@@ -350,13 +375,15 @@ def _explain_failure(output: str, project: Project, env: str) -> BoardError | To
     board = project.board
     overflows = dict(re.findall(r"region `(FLASH|RAM)' overflowed by (\d+) bytes", output))
     if overflows:
-        limits = {"FLASH": board.flash_bytes, "RAM": board.ram_bytes}
+        flash = keeping.program_memory(board, board.flash_org, keeps=project.keeps)[-1][2]
+        limits = {"FLASH": flash, "RAM": board.ram_bytes}
         return BoardError(
             " and ".join(
                 f"the program needs {size} bytes more {region} than there is" for region, size in overflows.items()
             ),
             where=board.name,
-            limit=", ".join(f"{limits[region]} bytes of {region}" for region in overflows),
+            limit=", ".join(f"{limits[region]} bytes of {region}" for region in overflows)
+            + (f" ({board.flash_bytes - flash} of flash are for trained state)" if flash < board.flash_bytes else ""),
             remedy="train fewer layers (--update), or choose a larger board",
         )
     if not shutil.which(toolchain.CROSS_COMPILER) and not toolchain.compiler_package().is_dir():

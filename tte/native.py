@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tte import toolchain
+from tte import keeping, toolchain
 from tte.errors import DataError, ToolchainError
 from tte.firmware import COMMON_FLAGS, HOST_SOURCES, Project
 
@@ -40,11 +40,12 @@ def build_host(project: Project, *, sanitize: bool = True, trace: bool = False, 
     library = project.folder / "lib" / project.library
     if not sanitize and (project.folder / PORTABLE).is_dir():
         library = project.folder / PORTABLE
-    sources = [project.folder / "src" / name for name in HOST_SOURCES]
+    sources = [project.folder / "src" / name for name in (*HOST_SOURCES, *(keeping.HOST_SOURCES if project.keeps else ()))]
     sources += sorted((library / "src").rglob("*.c"))
-    read = sorted({*sources, project.folder / "src" / "port.h", *(library / "src").rglob("*.h")})
+    read = sorted({*sources, *(project.folder / "src").glob("*.h"), *(library / "src").rglob("*.h")})
     read += sorted((library / "include").rglob("*.h"))
     flags = [*COMMON_FLAGS, *(_SANITIZE if sanitize else _FAST), *(("-DTTE_TRACE",) if trace else ())]
+    flags += ["-DTTE_KEEP=1"] if project.keeps else []
     own = library.relative_to(project.folder)
     flags += [f"-I{folder}" for folder in ("src", own / "include", own / "src")]
     digest = hashlib.sha256(repr((compiler, flags)).encode())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tte
-from tte import codegen, files, firmware, native, steps, toolchain
+from tte import codegen, files, firmware, native, renode, steps, toolchain
 from tte.board import Board
 from tte.compiler import Compiled, Options, compile_model
 from tte.errors import BoardError, DataError, ModelError, ToolchainError
@@ -126,7 +126,7 @@ def build(
     with _removed_on_failure(out):
         say(f"compiling for {board.title}")
         try:
-            result = _build_within(out, sources, board, name, limit, compiled.plan)
+            result = _build_within(out, sources, board, name, limit, compiled.plan, digest)
         except BoardError as error:
             remedy = _remedy(compiled.plan) if "RAM" in error.limit else _MORE_FLASH if "FLASH" in error.limit else error.remedy
             raise BoardError(error.what, where=error.where, limit=error.limit, remedy=remedy) from None
@@ -142,14 +142,17 @@ def build(
 
 
 def _build_within(
-    out: Path, sources: Mapping[str, str], board: Board, name: str, limit: int, plan: Plan
+    out: Path, sources: Mapping[str, str], board: Board, name: str, limit: int, plan: Plan, digest: str
 ) -> firmware.BuildResult:
     """Lays out and builds the project; where RAM is short, the stack gets what its bound asks for and no more."""
     window = limit // 32 * 32 if limit < board.ram_bytes else None
     static = plan.arena_bytes + codegen.state_bytes(plan) + FIRMWARE_ROOM
+    scripts = renode.files(board, board.name, name, digest)
 
     def attempt(stack: int) -> firmware.BuildResult:
-        made = firmware.generate_project(out, sources, board, name=name, stack_bytes=stack, ram_window_bytes=window)
+        made = firmware.generate_project(
+            out, sources, board, name=name, stack_bytes=stack, ram_window_bytes=window, more=scripts
+        )
         return firmware.build(made)
 
     if static + board.stack_bytes <= limit:

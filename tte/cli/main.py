@@ -12,7 +12,7 @@ from rich.progress import Progress
 import tte
 from tte import board as boards
 from tte import inspection, project, verify
-from tte.cli import export, learn, plan, search, show
+from tte.cli import export, flash, learn, plan, search, show
 from tte.cli.output import Output, Size, command, fail
 from tte.compiler import LOSSES, Options
 from tte.errors import ModelError
@@ -121,6 +121,7 @@ def verify_build(output: Output, folder: Path, steps: int, on: str, seed: int) -
 main.add_command(learn.run)
 main.add_command(learn.demo)
 main.add_command(export.export)
+main.add_command(flash.flash)
 main.add_command(plan.plan)
 main.add_command(search.search)
 main.add_command(search.train_host)

@@ -1,5 +1,6 @@
 """Build script of the platform `tte-cortexm` (run by SCons inside PlatformIO)."""
 
+import json
 import os
 import sys
 
@@ -54,25 +55,22 @@ AlwaysBuild(env.Alias("nobuild", images))
 env.Alias("buildprog", [elf, images])
 env.AddPlatformTarget("size", elf, env.VerboseAction("$SIZEPRINTCMD", "Sizes of $SOURCE"), "Program size")
 
-openocd_args = board.get("upload.openocd_args", "")
-pyocd_target = board.get("upload.pyocd_target", "")
-offset_address = board.get("upload.offset_address", "")
-# protocol: (file, command); `upload_command` in platformio.ini overrides any of them
-uploaders = {
-    "openocd": (elf, f'openocd {openocd_args} -c "program {{$SOURCE}} verify reset exit"'),
-    "pyocd": (elf, f"pyocd flash -t {pyocd_target} $SOURCE"),
-    "stlink": (images[0], f"st-flash --reset write $SOURCE {offset_address}"),
-    "picotool": (elf, "picotool load -v -x $SOURCE -t elf"),
-    "custom": (elf, None),
-}
-protocol = env.subst("$UPLOAD_PROTOCOL")
+# `tte flash` chooses by TTE_UPLOAD_PROTOCOL; `upload_command` in platformio.ini overrides any protocol
+protocol = os.environ.get("TTE_UPLOAD_PROTOCOL") or env.subst("$UPLOAD_PROTOCOL")
 if "upload" in COMMAND_LINE_TARGETS:
-    if protocol not in uploaders:
+    with open(os.path.join(env.PioPlatform().get_dir(), "uploaders.json"), encoding="utf-8") as file:
+        uploaders = json.load(file)
+    source = elf
+    if protocol in uploaders:
+        uploader = uploaders[protocol]
+        source = elf if uploader["image"].endswith(".elf") else images[0]
+        serial = env.subst("$UPLOAD_PORT")
+        probe = uploader["probe"].format(serial=serial) if serial else ""
+        env.Replace(UPLOAD_PROTOCOL=protocol)
+        env.Replace(UPLOADCMD=uploader["command"].format(**{**board.get("upload"), "file": "$SOURCE", "probe": probe}))
+    elif protocol != "custom":
         sys.stderr.write(f"Error: no way to upload by {protocol!r}; choose from {', '.join(sorted(uploaders))}\n")
         env.Exit(1)
-    source, command = uploaders[protocol]
-    if command:
-        env.Replace(UPLOADCMD=command)
     env.AddPlatformTarget("upload", source, [env.VerboseAction("$UPLOADCMD", "Uploading $SOURCE")], "Upload")
 
 Default([env.Alias("buildprog")])

@@ -1,0 +1,32 @@
+/* What tests may ask of the model of flash memory (flash_model.c), and what it needs to outlast the program. */
+#ifndef TTE_FLASH_MODEL_H
+#define TTE_FLASH_MODEL_H
+
+#include "flash.h"
+
+/*
+ * Where the model's memory lies: `medium_*.c`. It outlasts the program, also one that is killed.
+ * medium_open gives 0 where there is none. A byte that was never written may hold anything.
+ */
+int medium_open(uint32_t bytes);
+void medium_read(uint32_t at, void *to, uint32_t count);
+void medium_write(uint32_t at, const void *from, uint32_t count);
+
+/* Bytes that the model of `area` needs of the medium. */
+uint32_t flash_model_bytes(const flash_area *area);
+
+/* Power on again, with other random numbers; the power goes in the `stop`th operation from now on (0: never). An operation
+ * is the erasing of a sector or the programming of a unit. Call before flash_open. */
+void flash_model_power(uint32_t seed, uint32_t stop);
+
+/* The same, and the `stop`th operation fails as if the power had gone in it, but it stays on. */
+void flash_model_fault(uint32_t seed, uint32_t stop);
+
+/* Since then: operations, and those that broke a rule: a bit to be set, a unit programmed too often, not whole units. */
+uint32_t flash_model_operations(void);
+uint32_t flash_model_violations(void);
+
+/* Erases of a sector, since the medium was new. */
+uint32_t flash_model_erases(uint32_t sector);
+
+#endif
