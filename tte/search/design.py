@@ -1,4 +1,4 @@
-"""Candidates to learn from: drawn at random, each about as dear as the limits allow."""
+"""Candidates to learn from: drawn at random, cheap ones and such as the limits just allow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tte.search.costs import Costs
 from tte.search.desk import FRACTIONS, REDRAWN, Desk, Pick
 
 _TRIED = 40  # drawn for each that is wanted, at most
-_LEAST = 0.8  # of what the limits leave beside the head
+_LEAST = 0.25  # of what the limits leave beside the head: more memory is not always more accuracy
 _RULES = ("norm", "fisher", "fisher", "norm", "random", REDRAWN)
 
 

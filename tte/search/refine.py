@@ -33,7 +33,7 @@ def auto(bench: Bench, limits: Limits, seed: int) -> Found:
     """tte's own.
 
     1. How deep: biases of the last k layers, for a few k. Their curve is what each bias gains.
-    2. Candidates drawn at random, each about as dear as the limits allow, and those of TinyTrain and of a knapsack over
+    2. Candidates drawn at random, cheap ones and such as the limits just allow, and those of TinyTrain and of a knapsack over
        Fisher information. From all runs `Surrogate` learns what each layer is worth in company.
     3. Rounds: knapsacks over gains drawn from what is believed (Thompson sampling), and neighbours of the best (add, drop,
        grow, shrink, swap).
