@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -129,13 +130,14 @@ def place(found: tuple[Buffer, ...], bound: int) -> tuple[tuple[int, ...], int]:
         for _ in range(max(10, _EFFORT // max(1, len(large)))):
             if max(total, bound) < size and fills:
                 fills -= 1
-                whole, with_small = _first_fit(sizes, conflicts, [*tried, *small])
+                whole, with_small = _first_fit(sizes, conflicts, [*tried, *small], size - 1)
                 if with_small < size:
                     best, size = whole, with_small
             if size <= bound:
                 return tuple(best), size
             tried = _nudged(order, places, found, conflicts, bound, generator)
-            new_places, new_total = _first_fit(sizes, conflicts, tried)
+            same = next((k for k, (a, b) in enumerate(zip(order, tried, strict=True)) if a != b), 0)
+            new_places, new_total = _first_fit(sizes, conflicts, tried, max(total, bound), places, same)
             if new_total <= max(total, bound):
                 order, places, total = tried, new_places, new_total
             else:
@@ -167,11 +169,20 @@ def _nudged(
     return new
 
 
-def _first_fit(sizes: Sequence[int], conflicts: list[list[int]], order: Sequence[int]) -> tuple[list[int], int]:
-    """Places the buffers in this order, each in the lowest gap that holds it."""
+def _first_fit(
+    sizes: Sequence[int], conflicts: list[list[int]], order: Sequence[int], most: int = sys.maxsize,
+    known: Sequence[int] = (), count: int = 0,
+) -> tuple[list[int], int]:  # fmt: skip
+    """Places the buffers in this order, each in the lowest gap that holds it; gives up where one ends beyond `most`.
+
+    Args:
+        known: places of the first `count` buffers of the order, as this function gave them.
+    """
     places = [-1] * len(sizes)
-    end = 0
-    for i in order:
+    for i in order[:count]:
+        places[i] = known[i]
+    end = max((places[i] + sizes[i] for i in order[:count]), default=0)
+    for i in order[count:]:
         size, at = sizes[i], 0
         for start, stop in sorted([(place, place + sizes[j]) for j in conflicts[i] if (place := places[j]) >= 0]):
             if start - at >= size:
@@ -179,4 +190,6 @@ def _first_fit(sizes: Sequence[int], conflicts: list[list[int]], order: Sequence
             at = max(at, stop)
         places[i] = at
         end = max(end, at + size)
+        if end > most:
+            break
     return places, end
