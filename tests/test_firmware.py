@@ -203,9 +203,9 @@ def test_window_smaller_than_the_board(tmp_path: Path) -> None:
     with pytest.raises(BoardError, match="RAM window of 33 bytes"):
         firmware.generate_project(tmp_path, TOY, loaded, name="toy", ram_window_bytes=33)
     # an odd size takes many regions; the program's own RAM fits into it
-    project = firmware.generate_project(tmp_path, TOY, loaded, name="toy", stack_bytes=640, ram_window_bytes=1056)
+    project = firmware.generate_project(tmp_path, TOY, loaded, name="toy", stack_bytes=640, ram_window_bytes=1696)
     built = firmware.build(project)
-    assert built.stack_reserve_bytes == 640 and 640 + built.ram_static_bytes <= 1056
+    assert built.stack_reserve_bytes == 640 and 640 + built.ram_static_bytes <= 1696
     with session.open_qemu(built.elf, loaded, timeout_s=10) as device:
         converse(device)
         with pytest.raises(DeviceError, match="fault: memory protection, address 0x2004fffc"):

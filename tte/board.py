@@ -16,6 +16,7 @@ from tte.errors import BoardError
 CORES = ("cortex-m0", "cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
 DSP_CORES = ("cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
 LINKS = ("uart_stm32", "uart_nrf52", "uart_rp2040")
+EMULATED_LINKS = ("uart_cmsdk",)
 COUNTERS = ("cmsdk", "tim2", "nrf51", "none")
 FLASHES = ("flash_stm32f4", "flash_stm32f7", "flash_nrf52", "flash_rp2040", "flash_model")
 FLASH_RUNS_MAX, FLASH_UNIT_MAX = 4, 256  # as in firmware/src/flash.h
@@ -31,6 +32,8 @@ class Emulator:
         counter: which timer counts instructions: the firmware's `counter_<counter>.c`.
         icount_shift: QEMU's `-icount shift=`: an instruction takes 2**shift ns of virtual time, as the counter expects.
         mpu: the machine has an Armv7-M MPU, which then enforces the board's limits.
+        link: the firmware's driver for the machine's own serial port, without `.c`; empty: semihosting alone.
+        link_settings: that driver's constants, sorted by name.
     """
 
     machine: str
@@ -39,6 +42,8 @@ class Emulator:
     counter: str
     icount_shift: int
     mpu: bool
+    link: str = ""
+    link_settings: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,6 +206,7 @@ class _Section:
 
 
 def _emulator(section: _Section) -> Emulator:
+    link = section.section("link") if "link" in section else None
     return Emulator(
         machine=section.text("machine"),
         flash_org=section.number("flash_org"),
@@ -208,6 +214,8 @@ def _emulator(section: _Section) -> Emulator:
         counter=section.text("counter", COUNTERS),
         icount_shift=section.number("icount_shift", 0, 10),
         mpu=section.flag("mpu"),
+        link=link.text("driver", EMULATED_LINKS) if link else "",
+        link_settings=link.numbers() if link else (),
     )
 
 

@@ -172,6 +172,7 @@ class _Library:
             "name": self.name,
             "upper": self.name.upper(),
             "note": self.note,
+            "note_text": re.sub(r'[^ -~]|["\\\\?]', "_", self.note),
             "hash": model_hash(self.plan),
             "trains": program.trains,
             "arena_bytes": max(self.plan.arena_bytes, 8),

@@ -20,9 +20,10 @@ from tte.board import Board, FlashArea
 from tte.errors import BoardError, DataError, ToolchainError
 
 _LIST = ".tte-files"  # the files that tte wrote into a project, one a line: what it may delete again
-_COMMON_SOURCES = ("main.c", "startup.c", "mpu.c", "fault.c")
-_HEADERS = ("port.h", "uart.h", "counter.h")
-HOST_SOURCES = ("main.c", "link_host.c")
+_PROTOCOL_SOURCES = ("main.c", "serve.c", "measure.c", "exchange.c", "frame.c", "crc32.c")
+_COMMON_SOURCES = (*_PROTOCOL_SOURCES, "startup.c", "mpu.c", "fault.c")
+_HEADERS = ("port.h", "uart.h", "counter.h", "serve.h", "measure.h", "exchange.h", "frame.h", "crc32.h")
+HOST_SOURCES = (*_PROTOCOL_SOURCES, "link_host.c")
 _PLATFORM_FILES = ("platform.json", "platform.py", "uploaders.json", "builder/main.py")
 _FLAVOURS = {
     "trace": "sends the arena after each step of a train step",
@@ -47,21 +48,30 @@ class Project:
     library: str
     keeps: bool = False
 
-    def env(self, *, emulated: bool = False, trace: bool = False, profile: bool = False) -> str:
+    def env(
+        self, *, emulated: bool = False, trace: bool = False, profile: bool = False, uart: bool = False
+    ) -> str:
         """The PlatformIO environment for the board, or for the QEMU machine that stands in for it.
 
         Args:
             trace: the program sends the arena after each step of a train step; emulated only.
             profile: the program sends the instructions of each step of a call; emulated only, and without `trace`.
+            uart: the program speaks over the machine's serial port; emulated only, and without the others.
 
         Raises:
-            BoardError: the board has no emulator.
+            BoardError: the board has no emulator, or its emulator no serial port.
         """
-        if not emulated and not trace and not profile and not self.board.is_emulated:
+        if not emulated and not trace and not profile and not uart and not self.board.is_emulated:
             return self.board.name
         if not self.board.emulator:
             raise BoardError("the board has no emulator", where=self.board.name, remedy="choose another board")
-        return _twin_name(self.board) + ("_trace" if trace else "_profile" if profile else "")
+        if uart and not self.board.emulator.link:
+            raise BoardError(
+                "the board's file names no serial port of its emulator", where=self.board.name,
+                remedy="add tte.emulator.link to the board's JSON, or talk by semihosting",
+            )  # fmt: skip
+        flavour = "_trace" if trace else "_profile" if profile else "_uart" if uart else ""
+        return _twin_name(self.board) + flavour
 
 
 @dataclass(frozen=True)
@@ -193,14 +203,17 @@ def _twin_name(board: Board) -> str:
     return board.name if board.is_emulated else f"{board.name}_qemu"
 
 
-def _sources(board: Board, emulated: bool, keeps: bool) -> tuple[str, ...]:
-    """The firmware's C files for a board, or for the QEMU machine that stands in for it."""
+def _sources(board: Board, emulated: bool, keeps: bool, uart: bool = False) -> tuple[str, ...]:
+    """The firmware's C files for a board, or for the QEMU machine that stands in for it (there by its UART, if wanted)."""
     kept = keeping.sources(board, emulated=emulated) if keeps else ()
     if not emulated:
-        return (*_COMMON_SOURCES, "link_uart.c", f"{board.link}.c", "counter_none.c", *board.extra_sources, *kept)
+        own = (*_COMMON_SOURCES, "link_uart.c", f"{board.link}.c", "counter_none.c", *board.extra_sources)
+        return tuple(dict.fromkeys((*own, *kept)))
     assert board.emulator
     counter = () if board.emulator.counter == "none" else ("counter.c",)
-    return (*_COMMON_SOURCES, "link_semihost.c", f"counter_{board.emulator.counter}.c", *counter, *kept)
+    link = ("link_uart.c", f"{board.emulator.link}.c") if uart else ("link_semihost.c",)
+    own = (*_COMMON_SOURCES, *link, f"counter_{board.emulator.counter}.c", *counter)
+    return tuple(dict.fromkeys((*own, *kept)))
 
 
 def _variants(board: Board) -> tuple[tuple[str, bool], ...]:
@@ -219,6 +232,8 @@ def _firmware_files(board: Board, stack_bytes: int, area: FlashArea | None) -> d
     script = (room / "cortexm.ld").read_text(encoding="utf-8")
     for env, emulated in _variants(board):
         sources.update(_sources(board, emulated, area is not None))
+        if emulated and board.emulator and board.emulator.link:
+            sources.update(_sources(board, True, area is not None, uart=True))
         where = board.emulator if emulated and board.emulator else board
         regions = keeping.program_memory(board, where.flash_org, keeps=area is not None)
         values = {
@@ -267,6 +282,14 @@ def _lines(key: str, values: tuple[str, ...]) -> str:
     return "\n    ".join([f"{key} =", *values])
 
 
+def _source_filter(sources: tuple[str, ...]) -> str:
+    return _lines("build_src_filter", tuple(f"+<{source}>" for source in sources))
+
+
+def _link_flags(settings: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
+    return tuple(f"-DTTE_LINK_{key.upper()}={value:#x}u" for key, value in settings)
+
+
 def _platformio_ini(board: Board, library: str, ram_window_bytes: int | None, keeps: bool) -> str:
     parts = [
         "; Written by tte. Build with `pio run`, upload with `pio run -t upload`.",
@@ -282,13 +305,12 @@ def _platformio_ini(board: Board, library: str, ram_window_bytes: int | None, ke
             if ram_window_bytes is not None:
                 defines += (f"-DTTE_RAM_WINDOW_BYTES={ram_window_bytes}u",)
         else:
-            settings = tuple(f"-DTTE_LINK_{key.upper()}={value:#x}u" for key, value in board.link_settings)
-            defines = ("-DTTE_MPU=0", *settings)
-        defines += ("-DTTE_KEEP=1",) if keeps else ()
+            defines = ("-DTTE_MPU=0", *_link_flags(board.link_settings))
+        defines += (f"-DTTE_BOARD_NAME={board.name}", *(("-DTTE_KEEP=1",) if keeps else ()))
         common = "\n".join(
             (
                 f"board_build.ldscript = ld/{env}.ld",
-                _lines("build_src_filter", tuple(f"+<{source}>" for source in _sources(board, emulated, keeps))),
+                _source_filter(_sources(board, emulated, keeps)),
                 _lines("build_flags", ("${env.build_flags}", *defines)),
             )
         )
@@ -297,6 +319,14 @@ def _platformio_ini(board: Board, library: str, ram_window_bytes: int | None, ke
             for flavour, about in _FLAVOURS.items():
                 flags = _lines("build_flags", (f"${{env:{env}.build_flags}}", f"-DTTE_{flavour.upper()}"))
                 parts.append(f"; {about}\n[env:{env}_{flavour}]\nextends = env:{env}\n{flags}")
+            assert board.emulator
+            if board.emulator.link:
+                flags = _lines("build_flags", (f"${{env:{env}.build_flags}}", *_link_flags(board.emulator.link_settings)))
+                files = _source_filter(_sources(board, True, keeps, uart=True))
+                parts.append(
+                    f"; speaks over the machine's serial port\n[env:{env}_uart]\nextends = env:{env}\n{files}\n{flags}\n"
+                    "    -DTTE_DEVICE_WINDOW_BYTES=0x8000u"
+                )
         elif board.official:
             platform, official = board.official
             parts.append(

@@ -40,12 +40,13 @@ def build_host(project: Project, *, sanitize: bool = True, trace: bool = False, 
     library = project.folder / "lib" / project.library
     if not sanitize and (project.folder / PORTABLE).is_dir():
         library = project.folder / PORTABLE
-    sources = [project.folder / "src" / name for name in (*HOST_SOURCES, *(keeping.HOST_SOURCES if project.keeps else ()))]
+    names = dict.fromkeys((*HOST_SOURCES, *(keeping.HOST_SOURCES if project.keeps else ())))
+    sources = [project.folder / "src" / name for name in names]
     sources += sorted((library / "src").rglob("*.c"))
     read = sorted({*sources, *(project.folder / "src").glob("*.h"), *(library / "src").rglob("*.h")})
     read += sorted((library / "include").rglob("*.h"))
     flags = [*COMMON_FLAGS, *(_SANITIZE if sanitize else _FAST), *(("-DTTE_TRACE",) if trace else ())]
-    flags += ["-DTTE_KEEP=1"] if project.keeps else []
+    flags += ["-DTTE_BOARD_NAME=host", *(["-DTTE_KEEP=1"] if project.keeps else [])]
     own = library.relative_to(project.folder)
     flags += [f"-I{folder}" for folder in ("src", own / "include", own / "src")]
     digest = hashlib.sha256(repr((compiler, flags)).encode())

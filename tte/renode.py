@@ -11,7 +11,7 @@ import jinja2
 
 from tte import resources
 from tte.board import Board
-from tte.device import protocol
+from tte.device import exchange
 
 PORT = 3456  # of the socket that is the serial port; `$port` in Renode chooses another
 _FOLDER = "renode"
@@ -43,4 +43,4 @@ def files(board: Board, env: str, name: str, digest: str) -> dict[str, str]:
 
 def describe_request() -> bytes:
     """The bytes that ask a device to describe itself."""
-    return protocol.HEADER.pack(protocol.Command.DESCRIBE, 0)
+    return exchange.describe_request()

@@ -73,16 +73,18 @@ def samples(compiled: Compiled, seed: int) -> Samples:
             yield x, 0, random.integers(-128, 128, truth.shape, np.int8)
 
 
-def open_program(project: Project, on: str, *, trace: bool = False, sanitize: bool = True) -> Session:
-    """The project's program on "host" (sanitized unless told otherwise) or in "qemu", ready to talk.
+def open_program(
+    project: Project, on: str, *, trace: bool = False, sanitize: bool = True, uart: bool = False
+) -> Session:
+    """The project's program on "host" (sanitized unless told otherwise) or in "qemu" (by its UART if wanted), ready to talk.
 
     Raises:
         ToolchainError, BoardError: it cannot be built.
     """
     if on == "host":
         return sessions.open_host(native.build_host(project, sanitize=sanitize, trace=trace))
-    result = firmware.build(project, project.env(emulated=True, trace=trace))
-    return sessions.open_qemu(result.elf, project.board)
+    result = firmware.build(project, project.env(emulated=True, trace=trace, uart=uart))
+    return sessions.open_qemu(result.elf, project.board, uart=uart)
 
 
 def verify(

@@ -1,26 +1,43 @@
 /* Link of a program on this computer: standard input and output. No instruction counter, no stack watermark. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "port.h"
 
 const uint32_t counter_window[2] = {0, 0};
+const uint32_t link_buffer = 32768;
 
 void link_open(void)
 {
 }
 
-void link_read(void *to, uint32_t count)
+uint8_t link_get(void)
 {
-    if (fread(to, 1, count, stdin) != count) {
+    static uint8_t bytes[4096];
+    static ssize_t at, end;
+    if (at == end) {
+        link_flush();
+        at = 0;
+        end = read(STDIN_FILENO, bytes, sizeof bytes);
+        if (end <= 0) {
+            end = 0;
+            link_exit(TTE_EXIT_LINK);
+        }
+    }
+    return bytes[at++];
+}
+
+void link_put(uint8_t byte)
+{
+    if (putc(byte, stdout) == EOF) {
         link_exit(TTE_EXIT_LINK);
     }
 }
 
-/* A response ends before the next request is read, and fread of a pipe does not flush: so flush at each write. */
-void link_write(const void *from, uint32_t count)
+void link_flush(void)
 {
-    if (fwrite(from, 1, count, stdout) != count || fflush(stdout) != 0) {
+    if (fflush(stdout) != 0) {
         link_exit(TTE_EXIT_LINK);
     }
 }

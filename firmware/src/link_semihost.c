@@ -8,6 +8,8 @@ enum { SYS_OPEN = 0x01, SYS_WRITE0 = 0x04, SYS_WRITE = 0x05, SYS_READ = 0x06, SY
 enum { SYS_EXIT_EXTENDED = 0x20, APPLICATION_EXIT = 0x20026 };
 enum { MODE_RB = 1, MODE_WB = 5 };
 
+const uint32_t link_buffer = 32768;
+
 static int32_t from_host;
 static int32_t to_host;
 
@@ -54,31 +56,45 @@ void link_open(void)
     }
 }
 
-void link_read(void *to, uint32_t count)
+/* A trap for each byte would be slow. */
+static uint8_t received[64], sent[64];
+static uint32_t received_at, received_end, sent_count;
+
+uint8_t link_get(void)
 {
-    uint8_t *bytes = to;
-    while (count > 0) {
-        const uint32_t arguments[3] = {(uint32_t)from_host, (uint32_t)bytes, count};
+    if (received_at == received_end) {
+        link_flush();
+        const uint32_t arguments[3] = {(uint32_t)from_host, (uint32_t)received, sizeof received};
         const uint32_t missing = (uint32_t)semihost(SYS_READ, arguments);
-        if (missing >= count) {
+        if (missing >= sizeof received) {
             link_exit(TTE_EXIT_LINK); /* end of file: the host has gone */
         }
-        bytes += count - missing;
-        count = missing;
+        received_at = 0;
+        received_end = sizeof received - missing;
     }
+    return received[received_at++];
 }
 
-void link_write(const void *from, uint32_t count)
+void link_put(uint8_t byte)
 {
-    const uint8_t *bytes = from;
-    while (count > 0) {
-        const uint32_t arguments[3] = {(uint32_t)to_host, (uint32_t)bytes, count};
+    if (sent_count == sizeof sent) {
+        link_flush();
+    }
+    sent[sent_count++] = byte;
+}
+
+void link_flush(void)
+{
+    const uint8_t *bytes = sent;
+    while (sent_count > 0) {
+        const uint32_t arguments[3] = {(uint32_t)to_host, (uint32_t)bytes, sent_count};
         const uint32_t missing = (uint32_t)semihost(SYS_WRITE, arguments);
-        if (missing >= count) {
+        if (missing >= sent_count) {
+            sent_count = 0;
             link_exit(TTE_EXIT_LINK);
         }
-        bytes += count - missing;
-        count = missing;
+        bytes += sent_count - missing;
+        sent_count = missing;
     }
 }
 

@@ -1,33 +1,36 @@
 /* Link of the real boards: the protocol's bytes over a serial port. Quitting resets the board: the next host finds it fresh. */
+#include "exchange.h"
 #include "port.h"
 #include "uart.h"
 
-enum { STATUS_FAULT = 127 };
+const uint32_t link_buffer = 0;
 
 void link_open(void)
 {
     uart_open();
 }
 
-void link_read(void *to, uint32_t count)
+uint8_t link_get(void)
 {
-    uint8_t *bytes = to;
-    while (count-- > 0) {
-        *bytes++ = uart_get();
-    }
+    return uart_get();
 }
 
-void link_write(const void *from, uint32_t count)
+void link_put(uint8_t byte)
 {
-    const uint8_t *bytes = from;
-    while (count-- > 0) {
-        uart_put(*bytes++);
-    }
+    uart_put(byte);
 }
 
+void link_flush(void)
+{
+}
+
+/* A reset forgets what the transmitter still holds: zeros, which are no frame. */
 void link_exit(int status)
 {
     (void)status;
+    for (int i = 0; i < 4; ++i) {
+        uart_put(0);
+    }
     for (;;) {
         REGISTER(0xE000ED0Cu) = 0x05FA0004u; /* AIRCR: key, SYSRESETREQ */
     }
@@ -35,12 +38,7 @@ void link_exit(int status)
 
 void link_fault(const char *text)
 {
-    uint32_t header[2] = {STATUS_FAULT, 0};
-    while (text[header[1]] != 0) {
-        ++header[1];
-    }
-    link_write(header, sizeof header);
-    link_write(text, header[1]);
+    exchange_fault(text);
     for (;;) {
     }
 }

@@ -1,4 +1,4 @@
-/* What the command loop (main.c) needs from the machine it runs on: one link_*.c and one counter_*.c per program. */
+/* What the firmware needs from the machine it runs on: one link_*.c and one counter_*.c per program. */
 #ifndef TTE_PORT_H
 #define TTE_PORT_H
 
@@ -6,10 +6,13 @@
 
 enum { TTE_EXIT_OK = 0, TTE_EXIT_LINK = 3, TTE_EXIT_FAULT = 127 };
 
-/* The byte stream to the host. Read and write block until all `count` bytes have passed; a lost host ends the program. */
+/* The byte stream to the host. Both block; a lost host ends the program. What was put may wait for a flush, or for a get. */
 void link_open(void);
-void link_read(void *to, uint32_t count);
-void link_write(const void *from, uint32_t count);
+uint8_t link_get(void);
+void link_put(uint8_t byte);
+void link_flush(void);
+/* Bytes from the host that can wait while the program does not read: what a pipe holds; nothing at a bare serial port. */
+extern const uint32_t link_buffer;
 _Noreturn void link_exit(int status);
 /* Tells the host why the program cannot go on, and stops; the stack and memory protection may be unusable. */
 _Noreturn void link_fault(const char *text);

@@ -35,6 +35,7 @@ class Course:
     """How a run goes: where, how long, and how often it is evaluated."""
 
     on: str = "qemu"
+    uart: bool = False
     epochs: int = 1
     steps: int | None = None
     seed: int = 0
@@ -74,7 +75,7 @@ def teach(
     state = statefile.load(course.load_state) if course.load_state else None
     if state:
         export.parameters(compiled.plan, state, str(course.load_state))
-    with verify.open_program(made, course.on, sanitize=False) as device:
+    with verify.open_program(made, course.on, sanitize=False, uart=course.uart) as device:
         first = None
         if state:
             statefile.push(device, state, str(course.load_state))
@@ -120,6 +121,8 @@ def _report(
 @click.option("--data", "data_path", type=_FILE, required=True, help="An .npz with x_train, y_train, x_test, y_test or x, y.")
 @click.option("--on", type=click.Choice(["qemu", "host"]), default="qemu", show_default=True,
               help="The emulated board, or this computer.")  # fmt: skip
+@click.option("--link", type=click.Choice(["semihosting", "uart"]), default="semihosting", show_default=True,
+              help="How the emulated board talks; its UART is slower.")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(1), default=1, show_default=True, help="Passes over the training samples.")
 @click.option("--steps", type=click.IntRange(1), help="Training steps, instead of epochs.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Order, split and random numbers.")
@@ -133,13 +136,15 @@ def _report(
 @click.option("--steps-table", is_flag=True, help="Print the instructions of each step, counted by the emulator.")
 @click.option("--turn", type=click.Choice(["0", "90", "180", "270"]), default="0", help="Turn the images first.")
 @command
-def run(output: Output, folder: Path, data_path: Path, turn: str, steps_table: bool, **course: Any) -> int:
+def run(
+    output: Output, folder: Path, data_path: Path, turn: str, steps_table: bool, link: str, **course: Any
+) -> int:
     """Stream real samples to the device built in FOLDER; it learns one by one and is evaluated on held-out ones."""
     made, compiled, facts = project.load(folder)
     samples = load_data(compiled, data_path, course["seed"]).turned(int(turn) // 90)
     for note in samples.notes:
         output.say(note)
-    log, _, stack = teach(output, made, compiled, samples, Course(**course))
+    log, _, stack = teach(output, made, compiled, samples, Course(uart=link == "uart", **course))
     title = f"{facts['name']} on {facts['board']}, update {facts['scheme']}"
     about = {
         "name": facts["name"], "board": facts["board"], "scheme": facts["scheme"], "on": course["on"],

@@ -1,4 +1,4 @@
-"""The byte stream to a program that runs as a child process."""
+"""Byte streams to a device: what a session needs of one, and the one to a program that runs as a child process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,34 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from tte.errors import DeviceError
 
 _STDERR_LIMIT = 8000  # characters of a program's messages that are kept
 _EXIT_S = 10.0  # for a program that was asked to end
+
+
+class ByteLink(Protocol):
+    """A byte stream to a device; it may lose and change bytes.
+
+    Attributes:
+        retry_s: how long to wait for an answer before a request is sent again.
+    """
+
+    retry_s: float
+
+    def write(self, data: bytes, timeout_s: float) -> None:
+        """Sends all of `data`; raises DeviceError if the device has gone, or nothing can be sent for `timeout_s` seconds."""
+
+    def read_some(self, timeout_s: float) -> bytes:
+        """What has come, at least a byte; nothing after `timeout_s` seconds. Raises DeviceError if the device has gone."""
+
+    def failure(self, problem: str) -> DeviceError:
+        """The error for a device that failed (`problem`, such as "did not answer"), with all the link knows; ends it."""
+
+    def wait(self) -> int:
+        """Waits for a device that was asked to end; gives its exit status. Raises DeviceError if it does not end."""
 
 
 class ProcessLink:
@@ -26,6 +49,7 @@ class ProcessLink:
         folder: its working directory.
         environment: its environment, instead of this process's.
         fifos: named pipes (to it, from it) that the program opens by itself, instead of its standard input and output.
+        retry_s: how long to wait for an answer before a request is sent again; pipes lose nothing.
     """
 
     def __init__(
@@ -35,8 +59,10 @@ class ProcessLink:
         what: str,
         folder: Path | None = None,
         fifos: tuple[Path, Path] | None = None,
+        retry_s: float = 30.0,
         environment: Mapping[str, str] | None = None,
     ) -> None:
+        self.retry_s = retry_s
         self._what = what
         self._messages = b""
         self._ended = False
@@ -76,36 +102,36 @@ class ProcessLink:
         """
         view = memoryview(data)
         while view:
-            self._wait(writing=True, timeout_s=timeout_s)
+            if not self._wait(writing=True, timeout_s=timeout_s):
+                raise self.failure(f"took nothing for {timeout_s:g} s")
             try:
                 view = view[os.write(self._to, view) :]
             except BlockingIOError:
                 continue
             except BrokenPipeError:
-                raise self._failure("ended") from None
+                raise self.failure("ended") from None
 
-    def read(self, count: int, timeout_s: float) -> bytes:
-        """Receives exactly `count` bytes.
+    def read_some(self, timeout_s: float) -> bytes:
+        """What has come, at least a byte; nothing after `timeout_s` seconds.
 
         Raises:
-            DeviceError: the program ended, or sent nothing for `timeout_s` seconds.
+            DeviceError: the program ended.
         """
-        data = bytearray()
-        while len(data) < count:
-            self._wait(writing=False, timeout_s=timeout_s)
+        limit = time.monotonic() + timeout_s
+        while self._wait(writing=False, timeout_s=limit - time.monotonic()):
             try:
-                part = os.read(self._from, min(count - len(data), 1 << 20))
+                part = os.read(self._from, 1 << 20)
             except BlockingIOError:
                 continue
-            if not part and self._process.poll() is not None:
-                raise self._failure("ended")
-            if not part:
-                time.sleep(0.001)  # a named pipe that the program has not opened yet, or has just closed
-            data += part
-        return bytes(data)
+            if part:
+                return part
+            if self._process.poll() is not None:
+                raise self.failure("ended")
+            time.sleep(0.001)  # a named pipe that the program has not opened yet, or has just closed
+        return b""
 
-    def _wait(self, *, writing: bool, timeout_s: float) -> None:
-        """Returns when the pipe may be ready; collects what the program says meanwhile."""
+    def _wait(self, *, writing: bool, timeout_s: float) -> bool:
+        """Whether the pipe may be ready within that time; collects what the program says meanwhile."""
         limit = time.monotonic() + timeout_s
         while True:
             readers = [] if writing else [self._from]
@@ -113,15 +139,15 @@ class ProcessLink:
                 readers.append(self._errors)
             left = limit - time.monotonic()
             if left <= 0:
-                raise self._failure(f"did not answer within {timeout_s:g} s")
+                return False
             ready = select.select(readers, [self._to] if writing else [], [], min(left, 0.5))
             if self._errors in ready[0]:
                 self._collect_messages()
             if (self._to in ready[1] and not self._dead()) or self._from in ready[0]:
-                return
+                return True
             # its last words on the pipe come first: dead only counts if nothing is left to read
             if self._dead() and (writing or not select.select([self._from], [], [], 0)[0]):
-                raise self._failure("ended")
+                raise self.failure("ended")
 
     def _dead(self) -> bool:
         return self._process.poll() is not None
@@ -135,7 +161,7 @@ class ProcessLink:
             self._ended = not part
             self._messages = (self._messages + part)[-_STDERR_LIMIT:]
 
-    def _failure(self, problem: str) -> DeviceError:
+    def failure(self, problem: str) -> DeviceError:
         """Ends the program; the error tells how it ended and what it said."""
         if problem == "ended":
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -168,7 +194,7 @@ class ProcessLink:
         try:
             return self._process.wait(_EXIT_S)
         except subprocess.TimeoutExpired:
-            raise self._failure("does not end") from None
+            raise self.failure("does not end") from None
 
     def close(self) -> None:
         """Ends the program if it still runs, and closes the pipes."""

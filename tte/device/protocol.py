@@ -1,12 +1,4 @@
-"""The device protocol, twin of firmware/src/main.c; all numbers little endian.
-
-Request: u32 command, u32 length, payload. Response: u32 status, u32 length, payload.
-
-Programs built for it send more before the response proper, any number of times, each with header and payload:
-TRACE (TTE_TRACE), after each step of a train step: u32 index of the step in the plan, the arena.
-PROFILE (TTE_PROFILE), after each step of INFER and TRAIN (kind 0) and each row of a stage of a segment (kind 1): u32 kind,
-u32 index of the step or stage, u64 instructions since the last PROFILE or the call's begin. A step's stages come before it.
-"""
+"""What the frames of the device protocol mean (firmware/PROTOCOL.md); all numbers little endian."""
 
 from __future__ import annotations
 
@@ -19,41 +11,124 @@ from numpy.typing import NDArray
 
 from tte.errors import DeviceError
 
-VERSION = 1
-HEADER = struct.Struct("<II")
+_OPENED = struct.Struct("<IIII")
 _DESCRIPTION = struct.Struct("<8I16s")
-_TRAINED = struct.Struct("<iQ")
-_COUNTERS = struct.Struct("<IIIQQII")
+_TRAINED = struct.Struct("<iQI")
+_COUNTERS = struct.Struct("<IIIQQ2I6I")
 _CONTROL = struct.Struct("<III")
+_EVALUATE = struct.Struct("<iI")
+_EVALUATED = struct.Struct("<IIIQ")
+_STORED = struct.Struct("<II")
 _PART = struct.Struct("<IIQ")
+_WINDOW = struct.Struct("<I")
+
+
+class Kind(IntEnum):
+    """What a frame is: the host sends the first two, the device the others."""
+
+    REQUEST = 1
+    DATA = 2
+    ANSWER = 16
+    WANT = 17
+    TRACE = 18
+    PROFILE = 19
+    FAULT = 20
 
 
 class Command(IntEnum):
     """What a request asks for."""
 
-    DESCRIBE = 1
-    INFER = 2
-    TRAIN = 3
-    READ_STATE = 4
-    WRITE_STATE = 5
-    SET_CONTROL = 6
-    COUNTERS = 7
-    QUIT = 8
+    OPEN = 1
+    DESCRIBE = 2
+    INFER = 3
+    TRAIN = 4
+    EVALUATE = 5
+    READ_STATE = 6
+    WRITE_STATE = 7
+    SET_CONTROL = 8
+    COUNTERS = 9
+    SAVE = 10
+    RESTORE = 11
+    RESET = 12
+    QUIT = 13
 
 
 class Status(IntEnum):
-    """What a response is: TRACE and PROFILE tell of one step of a call, before the response proper."""
+    """How a request ended."""
 
     OK = 0
     BAD_REQUEST = 1
-    TRACE = 2
-    PROFILE = 3
-    FAULT = 127
+    NO_SESSION = 2
+    BAD_SEQUENCE = 3
+    OTHER_VERSION = 4
+    NOT_BUILT_IN = 5
+    NO_STATE = 6
+    OTHER_MODEL = 7
+
+
+class Stored(IntEnum):
+    """How keeping or finding trained state in flash ended: firmware/src/store.h."""
+
+    OK = 0
+    BUSY = 1
+    EMPTY = 2
+    NO_FLASH = 3
+    TOO_LARGE = 4
+    OTHER_VERSION = 5
+    OTHER_MODEL = 6
+    OTHER_LENGTH = 7
+    DAMAGED = 8
+    CHANGED = 9
+    ERASE_FAILED = 10
+    PROGRAM_FAILED = 11
+    VERIFY_FAILED = 12
+    READ_FAILED = 13
+    IDLE = 14
+
+
+#: For people: why there is no state, or it could not be kept.
+STORED_TEXTS = {
+    Stored.EMPTY: "nothing was ever saved",
+    Stored.NO_FLASH: "there is no flash to keep it in",
+    Stored.TOO_LARGE: "the flash area does not hold the state twice",
+    Stored.OTHER_VERSION: "what is kept is of another layout",
+    Stored.OTHER_MODEL: "what is kept belongs to another model or build",
+    Stored.OTHER_LENGTH: "what is kept has another size",
+    Stored.DAMAGED: "what is kept was damaged since it was saved",
+    Stored.CHANGED: "the state changed while it was being saved",
+    Stored.ERASE_FAILED: "a sector could not be erased",
+    Stored.PROGRAM_FAILED: "the flash could not be programmed",
+    Stored.VERIFY_FAILED: "the flash does not hold what was programmed",
+    Stored.READ_FAILED: "the flash could not be read",
+}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The answer to OPEN.
+
+    Attributes:
+        frame_bytes: the largest payload the device takes, in bytes.
+        credit: bytes of data that may follow a request unasked.
+        step: of its random numbers: training steps since its state was new.
+        found: whether it began with a state from its flash, or why not.
+    """
+
+    frame_bytes: int
+    credit: int
+    step: int
+    found: int
 
 
 @dataclass(frozen=True)
 class Description:
-    """The model on the device: sizes of its tensors, arena and trained state in bytes; `hash` identifies it."""
+    """The model on the device: sizes of its tensors, arena and trained state in bytes; `hash` identifies it.
+
+    Attributes:
+        input_rows: rows in which the program takes its input; 0: as a whole.
+        note: model, scheme and numerics, for people.
+        board: the board that the program was built for, or "host".
+    """
 
     input_bytes: int
     output_bytes: int
@@ -62,27 +137,49 @@ class Description:
     state_bytes: int
     arena_bytes: int
     trains: bool
+    input_rows: int
     hash: str
     name: str
+    note: str
+    board: str
 
 
 @dataclass(frozen=True, eq=False)
 class TrainResult:
     """One train step: the loss (unit: the generated header's), the logits before the step, the instructions it took.
 
-    `instructions` is 0 where the machine does not count them, or the program sends traces.
+    `instructions` is 0 where the machine does not count them, or the program sends traces. `step` is the counter after it.
     """
 
     loss: int
     instructions: int
     logits: NDArray[np.int8]
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the device found since the count was begun.
+
+    Attributes:
+        largest: index of the largest output of this sample, the first of equals.
+        samples, right: samples evaluated, and how many had their label there.
+        squares: sum of squared differences to the targets, in the output's steps squared.
+    """
+
+    largest: int
+    samples: int
+    right: int
+    squares: int
 
 
 @dataclass(frozen=True)
 class Counters:
-    """Run-time settings (learning rate as a factor in Q15), instructions of the last calls, stack use in bytes.
+    """Run-time settings (learning rate as a factor in Q15), instructions of the last calls, stack use in bytes, the link.
 
     `stack_bytes` is the deepest the stack has been, `stack_reserve_bytes` what is kept for it; both 0 on the host.
+    `evaluated` and `right` count EVALUATE. Since reset the link has brought `frames` frames and `damaged_frames` others;
+    `repeated_requests` came again and were not executed again, and data was missing `gaps` times.
     """
 
     learning_rate: int
@@ -92,6 +189,12 @@ class Counters:
     train_instructions: int
     stack_bytes: int
     stack_reserve_bytes: int
+    evaluated: int
+    right: int
+    frames: int
+    damaged_frames: int
+    repeated_requests: int
+    gaps: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,56 +217,79 @@ class Part:
     instructions: int
 
 
-def request(command: Command, payload: bytes = b"") -> bytes:
-    """The bytes of a request."""
-    return HEADER.pack(command, len(payload)) + payload
+def request(window: int, arguments: bytes) -> bytes:
+    """Payload of a REQUEST: `window` is how many bytes of answer may be sent at once."""
+    return _WINDOW.pack(window) + arguments
 
 
 def control(learning_rate: int, seed: int, step: int) -> bytes:
-    """Payload of SET_CONTROL."""
+    """Arguments of SET_CONTROL."""
     return _CONTROL.pack(learning_rate, seed, step)
 
 
-def parse_description(payload: bytes) -> Description:
-    """Payload of DESCRIBE's response.
+def evaluate(label: int, *, new: bool) -> bytes:
+    """Arguments of EVALUATE; `new` begins a new count."""
+    return _EVALUATE.pack(label, int(new))
 
-    Raises:
-        DeviceError: it is of another protocol version.
-    """
+
+def parse_opened(payload: bytes) -> Opened:
+    """Answer to OPEN."""
+    _expect_size(payload, _OPENED.size)
+    opened = Opened(*_OPENED.unpack(payload))
+    if not 0 < opened.frame_bytes <= 65536:
+        raise DeviceError(f"the device takes frames of {opened.frame_bytes} bytes")
+    return opened
+
+
+def parse_description(payload: bytes) -> Description:
+    """Answer to DESCRIBE."""
     if len(payload) < _DESCRIPTION.size:
         raise DeviceError("the device does not speak this protocol", remedy="build and load the firmware again")
-    version, inputs, outputs, logits, target, state, arena, trains, digest = _DESCRIPTION.unpack_from(payload)
-    if version != VERSION:
-        raise DeviceError(
-            f"the device speaks version {version} of the protocol, tte version {VERSION}",
-            remedy="build and load the firmware again",
-        )
-    name = payload[_DESCRIPTION.size :].decode("ascii", "replace")
+    inputs, outputs, logits, target, state, arena, trains, rows, digest = _DESCRIPTION.unpack_from(payload)
+    texts = payload[_DESCRIPTION.size :].decode("ascii", "replace").split("\0")
+    name, note, board = (*texts, "", "", "")[:3]
     hexadecimal = digest.decode("ascii", "replace")
-    return Description(inputs, outputs, logits, target, state, arena, bool(trains), hexadecimal, name)
+    return Description(
+        inputs, outputs, logits, target, state, arena, bool(trains), rows, hexadecimal, name, note, board
+    )  # fmt: skip
 
 
 def parse_trained(payload: bytes, logits_bytes: int) -> TrainResult:
-    """Payload of TRAIN's response."""
+    """Answer to TRAIN."""
     _expect_size(payload, _TRAINED.size + logits_bytes)
-    loss, instructions = _TRAINED.unpack_from(payload)
-    return TrainResult(loss, instructions, np.frombuffer(payload, np.int8, offset=_TRAINED.size).copy())
+    loss, instructions, step = _TRAINED.unpack_from(payload)
+    return TrainResult(loss, instructions, np.frombuffer(payload, np.int8, offset=_TRAINED.size).copy(), step)
+
+
+def parse_evaluated(payload: bytes) -> Evaluated:
+    """Answer to EVALUATE."""
+    _expect_size(payload, _EVALUATED.size)
+    return Evaluated(*_EVALUATED.unpack(payload))
+
+
+def parse_stored(payload: bytes) -> tuple[Stored, int]:
+    """Answer to SAVE and RESTORE: how it ended, and the step counter."""
+    _expect_size(payload, _STORED.size)
+    result, step = _STORED.unpack(payload)
+    if result not in set(Stored):
+        raise DeviceError(f"the device answered with the unknown result {result}")
+    return Stored(result), step
 
 
 def parse_counters(payload: bytes) -> Counters:
-    """Payload of COUNTERS' response."""
+    """Answer to COUNTERS."""
     _expect_size(payload, _COUNTERS.size)
     return Counters(*_COUNTERS.unpack(payload))
 
 
 def parse_trace(payload: bytes) -> TraceStep:
-    """Payload of a TRACE response."""
+    """A TRACE message."""
     (index,) = struct.unpack_from("<I", payload)
     return TraceStep(index, np.frombuffer(payload, np.uint8, offset=4).copy())
 
 
 def parse_part(payload: bytes) -> Part:
-    """Payload of a PROFILE response."""
+    """A PROFILE message."""
     _expect_size(payload, _PART.size)
     kind, index, instructions = _PART.unpack(payload)
     return Part(kind == 1, index, instructions)

@@ -15,8 +15,20 @@ from numpy.typing import NDArray
 
 from tte.board import Board
 from tte.device import emulator, protocol
-from tte.device.link import ProcessLink
-from tte.device.protocol import Command, Counters, Description, Part, Status, TraceStep, TrainResult
+from tte.device.exchange import Exchange
+from tte.device.link import ByteLink, ProcessLink
+from tte.device.protocol import (
+    STORED_TEXTS,
+    Command,
+    Counters,
+    Description,
+    Evaluated,
+    Opened,
+    Part,
+    Stored,
+    TraceStep,
+    TrainResult,
+)
 from tte.errors import DeviceError
 
 DEFAULT_TIMEOUT_S = 300.0  # for one answer: minutes of emulation
@@ -40,20 +52,19 @@ class Profile:
 class Session:
     """A conversation over a link; use it as a context manager, which ends the program on leaving.
 
-    Every method raises DeviceError if the device dies, faults, hangs or answers nonsense; all is over then.
+    Every method raises DeviceError if the device dies, faults, hangs or answers nonsense, and its subclass DeviceReset if
+    it has forgotten the session; all is over then. A device that refuses a request raises DeviceError as well, and goes on.
 
     Args:
-        link: the program; closed on leaving.
-        timeout_s: how long one answer may take, in seconds.
+        link: the byte stream; closed on leaving.
+        timeout_s: how long the device may be silent, in seconds.
     """
 
-    def __init__(self, link: AbstractContextManager[ProcessLink], timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(self, link: AbstractContextManager[ByteLink], timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self._stack = ExitStack()
         self._link = self._stack.enter_context(link)
-        self._timeout_s = timeout_s
+        self._exchange = Exchange(self._link, timeout_s)
         self._description: Description | None = None
-        self._parts: list[Part] = []
-        self._lost = False
 
     def __enter__(self) -> Self:
         return self
@@ -62,46 +73,27 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._stack:
-            if kind is None and not self._lost:
+            if kind is None and not self._exchange.lost:
                 self.quit()
 
-    def _ask(self, command: Command, payload: bytes = b"", on_step: Callable[[TraceStep], None] | None = None) -> bytes:
-        if self._lost:
-            raise DeviceError("the conversation with the device is over")
-        self._parts = []
-        self._lost = True  # until the whole answer is here: what is left of a broken one would be taken for the next
-        self._link.write(protocol.request(command, payload), self._timeout_s)
-        while True:
-            status, length = protocol.HEADER.unpack(self._link.read(protocol.HEADER.size, self._timeout_s))
-            answer = self._link.read(length, self._timeout_s)
-            if status == Status.TRACE:
-                if on_step:
-                    on_step(protocol.parse_trace(answer))
-                continue
-            if status == Status.PROFILE:
-                self._parts.append(protocol.parse_part(answer))
-                continue
-            if status == Status.FAULT:
-                raise DeviceError(f"the device stopped: {answer.decode('ascii', 'replace').strip()}")
-            if status not in (Status.OK, Status.BAD_REQUEST):
-                raise DeviceError(f"the device answered with the unknown status {status}")
-            self._lost = False
-            if status == Status.BAD_REQUEST:
-                raise DeviceError(
-                    f"the device refuses {command.name.lower()} with {len(payload)} bytes",
-                    remedy="is the firmware on it the one that was built for this model?",
-                )
-            return answer
+    @property
+    def retries(self) -> int:
+        """How often a request was sent again, since no answer came."""
+        return self._exchange.retries
+
+    def open(self) -> Opened:
+        """Opens a new session, as the first request does by itself."""
+        return self._exchange.open()
 
     def describe(self) -> Description:
         """The model on the device; asked for once."""
         if self._description is None:
-            self._description = protocol.parse_description(self._ask(Command.DESCRIBE))
+            self._description = protocol.parse_description(self._exchange.ask(Command.DESCRIBE))
         return self._description
 
     def infer(self, x: NDArray[np.int8]) -> NDArray[np.int8]:
         """Runs the model on `x`, of any shape with as many int8 elements as its input; returns the flat int8 output."""
-        output = self._ask(Command.INFER, _bytes(x, self.describe().input_bytes, "input"))
+        output = self._exchange.ask(Command.INFER, data=_bytes(x, self.describe().input_bytes, "input"))
         return np.frombuffer(output, np.int8).copy()
 
     def train(
@@ -123,11 +115,25 @@ class Session:
         wanted = "a target" if model.target_bytes else "a label"
         if (label is None) != bool(model.target_bytes) or (target is None) == bool(model.target_bytes):
             raise DeviceError(f"the model {model.name!r} learns from {wanted}, and from nothing else")
-        payload = (label or 0).to_bytes(4, "little", signed=True)
+        arguments = (label or 0).to_bytes(4, "little", signed=True)
+        data = _bytes(x, model.input_bytes, "input")
         if target is not None:
-            payload += _bytes(target, model.target_bytes, "target")
-        payload += _bytes(x, model.input_bytes, "input")
-        return protocol.parse_trained(self._ask(Command.TRAIN, payload, on_step), model.logits_bytes)
+            data = _bytes(target, model.target_bytes, "target") + data
+        return protocol.parse_trained(self._exchange.ask(Command.TRAIN, arguments, data, on_step), model.logits_bytes)
+
+    def evaluate(
+        self, x: NDArray[np.int8], label: int = 0, target: NDArray[np.int8] | None = None, *, new: bool = False
+    ) -> Evaluated:
+        """Runs the model on the sample `x`; the device compares the output with its label, or its target, and counts.
+
+        Args:
+            new: begin the counts again, with this sample.
+        """
+        data = _bytes(x, self.describe().input_bytes, "input")
+        if target is not None or self.describe().target_bytes:
+            data += _bytes(np.zeros(0) if target is None else target, self.describe().target_bytes, "target")
+        arguments = protocol.evaluate(label, new=new)
+        return protocol.parse_evaluated(self._exchange.ask(Command.EVALUATE, arguments, data))
 
     def profile_infer(self, x: NDArray[np.int8]) -> Profile:
         """`infer`, counted step by step.
@@ -136,7 +142,7 @@ class Session:
             DeviceError: also if the program was not built for it (`Project.env(profile=True)`).
         """
         self.infer(x)
-        parts = self._parts
+        parts = self._exchange.parts
         return _profile(parts, self.counters().infer_instructions)
 
     def profile_train(
@@ -148,28 +154,50 @@ class Session:
             DeviceError: also if the program was not built for it (`Project.env(profile=True)`).
         """
         total = self.train(x, label, target).instructions
-        return _profile(self._parts, total)
+        return _profile(self._exchange.parts, total)
 
     def read_state(self) -> bytes:
         """The trained state: weights, biases and residuals, as the generated header lays them out."""
-        return self._ask(Command.READ_STATE)
+        return self._exchange.ask(Command.READ_STATE)
 
     def write_state(self, state: bytes) -> None:
-        """Replaces the trained state."""
-        self._ask(Command.WRITE_STATE, state)
+        """Replaces the trained state by one of the same build."""
+        self._exchange.ask(Command.WRITE_STATE, self.describe().hash.encode("ascii"), state)
+
+    def save(self) -> int:
+        """Keeps the trained state in the device's flash; gives its step counter. Raises DeviceError if that fails."""
+        return self._stored(Command.SAVE)
+
+    def restore(self) -> int:
+        """Goes back to what was kept; gives the step counter.
+
+        Raises:
+            DeviceError: there is nothing to go back to. A state that was damaged in flash leaves the initial one.
+        """
+        return self._stored(Command.RESTORE)
+
+    def _stored(self, command: Command) -> int:
+        result, step = protocol.parse_stored(self._exchange.ask(command))
+        if result is not Stored.OK:
+            raise DeviceError(f"the device cannot {command.name.lower()}: {STORED_TEXTS.get(result, result.name)}")
+        return step
+
+    def reset(self) -> None:
+        """Begins again with the state that the program was built with."""
+        self._exchange.ask(Command.RESET)
 
     def set_control(self, learning_rate: int, seed: int, step: int) -> None:
         """Sets the learning-rate factor (Q15: 32768 is one), the seed and the step counter of the PRNG."""
-        self._ask(Command.SET_CONTROL, protocol.control(learning_rate, seed, step))
+        self._exchange.ask(Command.SET_CONTROL, protocol.control(learning_rate, seed, step))
 
     def counters(self) -> Counters:
-        """Run-time settings, instruction counts and stack use."""
-        return protocol.parse_counters(self._ask(Command.COUNTERS))
+        """Run-time settings, instruction counts, stack use, and what the link did."""
+        return protocol.parse_counters(self._exchange.ask(Command.COUNTERS))
 
     def quit(self) -> None:
         """Ends the program; raises DeviceError if it does not end well (a sanitizer may complain on leaving)."""
-        self._ask(Command.QUIT)
-        self._lost = True
+        self._exchange.ask(Command.QUIT)
+        self._exchange.lost = True
         status = self._link.wait()
         if status:
             raise DeviceError(f"the device's program ended with exit status {status}")
@@ -186,18 +214,21 @@ def open_host(program: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Session
     return Session(closing(ProcessLink([str(program)], what="the program", environment=environment)), timeout_s)
 
 
-def open_qemu(elf: Path, board: Board, *, icount: bool = True, timeout_s: float = DEFAULT_TIMEOUT_S) -> Session:
+def open_qemu(
+    elf: Path, board: Board, *, icount: bool = True, uart: bool = False, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> Session:
     """Starts the firmware `elf`, built for the board's emulator, in QEMU.
 
     Args:
         icount: count instructions; a third as fast, and every run is the same.
+        uart: `elf` speaks over the machine's serial port (`Project.env(uart=True)`), instead of by semihosting.
 
     Raises:
         BoardError: the board has no emulator.
         ToolchainError: QEMU is not installed.
         DeviceError: it cannot be started.
     """
-    return Session(emulator.running(elf, board, icount=icount), timeout_s)
+    return Session(emulator.running(elf, board, icount=icount, uart=uart), timeout_s)
 
 
 def _profile(parts: list[Part], total: int) -> Profile:

@@ -1,0 +1,411 @@
+#include "serve.h"
+
+#include <string.h>
+
+#include "exchange.h"
+#include "measure.h"
+#include "port.h"
+#include "tte_model.h"
+#if TTE_MODEL_INPUT_ROWS > 0
+#include <setjmp.h>
+#endif
+#if TTE_KEEP
+#include "store.h"
+#endif
+
+enum {
+    OPEN = COMMAND_OPEN, DESCRIBE, INFER, TRAIN, EVALUATE, READ_STATE, WRITE_STATE,
+    SET_CONTROL, COUNTERS, SAVE, RESTORE, RESET, QUIT,
+};
+
+#ifndef TTE_MODEL_NOTE
+#define TTE_MODEL_NOTE ""
+#endif
+#ifndef TTE_BOARD_NAME
+#define TTE_BOARD_NAME
+#endif
+#define TEXT_OF(word) #word
+#define TEXT(word) TEXT_OF(word)
+
+/* What a host may send unasked, beside what the link holds: it is read before anything is computed. */
+#if TTE_MODEL_INPUT_ROWS > 0
+enum { CREDIT = TTE_MODEL_TARGET_BYTES + TTE_MODEL_ROW_BYTES };
+#else
+enum { CREDIT = EXCHANGE_GRANT };
+#endif
+enum { HASH_BYTES = 16, EVALUATE_ARGUMENTS = 8, NEW_TALLY = 1 };
+
+static exchange_request request;
+static uint64_t infer_instructions, train_instructions;
+static struct {
+    uint32_t samples, right;
+    uint64_t squares;
+} tally; /* of EVALUATE */
+#if TTE_MODEL_TRAINS
+static uint8_t is_torn; /* the state is neither the old one nor the new one */
+#endif
+#if TTE_KEEP
+static store keep;
+static int found = STORE_EMPTY; /* at the start */
+#endif
+
+static void put_u64(uint8_t *to, uint64_t value)
+{
+    frame_put_u32(to, (uint32_t)value);
+    frame_put_u32(to + 4, (uint32_t)(value >> 32));
+}
+
+static void answer_words(const uint32_t *words, uint32_t count)
+{
+    uint8_t head[EXCHANGE_HEAD];
+    for (uint32_t i = 0; i < count; ++i) {
+        frame_put_u32(head + 4 * i, words[i]);
+    }
+    exchange_answer(STATUS_OK, head, 4 * count, head, 0);
+}
+
+static void answer_status(uint8_t status)
+{
+    exchange_answer(status, &status, 0, 0, 0);
+}
+
+static uint32_t step_now(void)
+{
+#if TTE_MODEL_TRAINS
+    return tte_model_step();
+#else
+    return 0;
+#endif
+}
+
+static void open_session(void)
+{
+#if TTE_KEEP
+    const uint32_t kept = (uint32_t)found;
+#else
+    const uint32_t kept = 3; /* STORE_NO_FLASH */
+#endif
+    const uint32_t words[] = {TTE_FRAME_BYTES, CREDIT + link_buffer, step_now(), kept};
+    answer_words(words, sizeof words / sizeof *words);
+}
+
+static void describe(void)
+{
+    static const char text[] = TTE_MODEL_HASH TTE_MODEL_NAME "\0" TTE_MODEL_NOTE "\0" TEXT(TTE_BOARD_NAME);
+    _Static_assert(sizeof TTE_MODEL_HASH == HASH_BYTES + 1, "the hash has 16 digits");
+    const uint32_t sizes[] = {
+        TTE_MODEL_INPUT_BYTES, TTE_MODEL_OUTPUT_BYTES, TTE_MODEL_LOGITS_BYTES, TTE_MODEL_TARGET_BYTES,
+        TTE_MODEL_STATE_BYTES, TTE_MODEL_ARENA_BYTES,  TTE_MODEL_TRAINS,       TTE_MODEL_INPUT_ROWS,
+    };
+    uint8_t head[sizeof sizes];
+    for (uint32_t i = 0; i < sizeof sizes / sizeof *sizes; ++i) {
+        frame_put_u32(head + 4 * i, sizes[i]);
+    }
+    exchange_answer(STATUS_OK, head, sizeof head, (const uint8_t *)text, sizeof text - 1);
+}
+
+#if TTE_MODEL_INPUT_ROWS > 0
+static jmp_buf given_up;
+
+/* Called by the model for each row of its input. Rows are read before anything that is learnt changes. */
+void tte_model_read_row(int32_t row, int8_t *destination)
+{
+    (void)row;
+    measure_pause();
+    if (!exchange_copy(destination, TTE_MODEL_ROW_BYTES)) {
+        longjmp(given_up, 1);
+    }
+    measure_resume();
+}
+
+static int take_input(void)
+{
+    return 1;
+}
+#else
+static int take_input(void)
+{
+    return exchange_copy(tte_model_input(), TTE_MODEL_INPUT_BYTES);
+}
+#endif
+
+/* 0: the host has given the request up. */
+static const int8_t *run_model(void)
+{
+    if (!take_input()) {
+        return 0;
+    }
+#if TTE_MODEL_INPUT_ROWS > 0
+    if (setjmp(given_up)) {
+        return 0;
+    }
+#endif
+    measure_begin();
+    const int8_t *output = tte_model_infer();
+    infer_instructions = measure_end();
+    return output;
+}
+
+static void infer(void)
+{
+    const int8_t *output = run_model();
+    if (output) {
+        exchange_answer(STATUS_OK, output, 0, (const uint8_t *)output, TTE_MODEL_OUTPUT_BYTES);
+    }
+}
+
+/* The first of equals. */
+static int32_t largest(const int8_t *output)
+{
+    int32_t best = 0;
+    for (int32_t i = 1; i < TTE_MODEL_OUTPUT_BYTES; ++i) {
+        best = output[i] > output[best] ? i : best;
+    }
+    return best;
+}
+
+#if TTE_MODEL_TARGET_BYTES > 0
+/* Adds the squared differences to the target, which comes behind the sample. 0: the host has given the request up. */
+static int compare(const int8_t *output)
+{
+    uint64_t sum = 0;
+    for (uint32_t at = 0; at < TTE_MODEL_TARGET_BYTES;) {
+        uint32_t count;
+        const uint8_t *target = exchange_data(TTE_MODEL_TARGET_BYTES - at, &count);
+        if (!target) {
+            return 0;
+        }
+        for (uint32_t i = 0; i < count; ++i, ++at) {
+            const int32_t difference = output[at] - (int8_t)target[i];
+            sum += (uint32_t)(difference * difference);
+        }
+    }
+    tally.squares += sum;
+    return 1;
+}
+#else
+static int compare(const int8_t *output)
+{
+    (void)output;
+    return 1;
+}
+#endif
+
+static void evaluate(void)
+{
+    const int32_t label = (int32_t)frame_u32(request.arguments);
+    const int8_t *output = run_model();
+    if (frame_u32(request.arguments + 4) & NEW_TALLY) {
+        memset(&tally, 0, sizeof tally);
+    }
+    if (!output || !compare(output)) {
+        return;
+    }
+    ++tally.samples;
+    tally.right += TTE_MODEL_TARGET_BYTES == 0 && largest(output) == label;
+    uint8_t head[20];
+    frame_put_u32(head, (uint32_t)largest(output));
+    frame_put_u32(head + 4, tally.samples);
+    frame_put_u32(head + 8, tally.right);
+    put_u64(head + 12, tally.squares);
+    exchange_answer(STATUS_OK, head, sizeof head, head, 0);
+}
+
+#ifdef TTE_TRACE
+static int tracing;
+
+/* Called by the generated code after each step of the plan. */
+void tte_trace(uint32_t step_index)
+{
+    if (tracing) {
+        uint8_t head[4];
+        frame_put_u32(head, step_index);
+        exchange_tell(KIND_TRACE, head, sizeof head, tte_model_arena(), TTE_MODEL_ARENA_BYTES);
+    }
+}
+#endif
+
+#if TTE_MODEL_TRAINS
+static void train(void)
+{
+    const int32_t label = (int32_t)frame_u32(request.arguments);
+#if TTE_MODEL_TARGET_BYTES > 0
+    if (!exchange_copy(tte_model_target(), TTE_MODEL_TARGET_BYTES)) {
+        return;
+    }
+#endif
+    if (!take_input()) {
+        return;
+    }
+#if TTE_MODEL_INPUT_ROWS > 0
+    if (setjmp(given_up)) {
+        return;
+    }
+#endif
+    measure_begin();
+#ifdef TTE_TRACE
+    tracing = 1;
+    const int32_t loss = tte_model_train_step(label);
+    tracing = 0;
+    train_instructions = 0; /* the time the trace took says nothing about the model */
+#else
+    const int32_t loss = tte_model_train_step(label);
+    train_instructions = measure_end();
+#endif
+    uint8_t head[16];
+    frame_put_u32(head, (uint32_t)loss);
+    put_u64(head + 4, train_instructions);
+    frame_put_u32(head + 12, tte_model_step());
+    exchange_answer(STATUS_OK, head, sizeof head, (const uint8_t *)tte_model_logits(), TTE_MODEL_LOGITS_BYTES);
+}
+
+static void set_control(void)
+{
+    tte_model_set_learning_rate(frame_u32(request.arguments));
+    tte_model_set_seed(frame_u32(request.arguments + 4));
+    tte_model_set_step(frame_u32(request.arguments + 8));
+    answer_status(STATUS_OK);
+}
+
+static void write_state(void)
+{
+    if (memcmp(request.arguments, TTE_MODEL_HASH, HASH_BYTES) != 0) {
+        answer_status(STATUS_OTHER_MODEL);
+        return;
+    }
+    is_torn = 1;
+    if (exchange_copy(tte_model_state(), TTE_MODEL_STATE_BYTES)) {
+        is_torn = 0;
+        answer_status(STATUS_OK);
+    }
+}
+#endif
+
+#if TTE_KEEP && TTE_MODEL_TRAINS
+static int load(void)
+{
+    uint32_t control[STORE_CONTROLS];
+    int result = store_open(&keep, TTE_MODEL_HASH, TTE_MODEL_STATE_BYTES);
+    if (result == STORE_OK) {
+        result = store_load(&keep, tte_model_state(), control);
+        if (result == STORE_OK) {
+            tte_model_set_learning_rate(control[0]);
+            tte_model_set_seed(control[1]);
+            tte_model_set_step(control[2]);
+            is_torn = 0;
+        } else {
+            tte_model_init();
+        }
+    }
+    return result;
+}
+
+static void answer_store(int result)
+{
+    const uint32_t words[2] = {(uint32_t)result, tte_model_step()};
+    answer_words(words, 2);
+}
+
+static void save(void)
+{
+    const uint32_t control[STORE_CONTROLS] = {tte_model_learning_rate(), tte_model_seed(), tte_model_step()};
+    answer_store(store_save(&keep, tte_model_state(), control));
+}
+#endif
+
+static void counters(void)
+{
+    uint32_t words[16] = {0};
+#if TTE_MODEL_TRAINS
+    words[0] = tte_model_learning_rate();
+    words[1] = tte_model_seed();
+#endif
+    words[2] = step_now();
+    words[3] = (uint32_t)infer_instructions;
+    words[4] = (uint32_t)(infer_instructions >> 32);
+    words[5] = (uint32_t)train_instructions;
+    words[6] = (uint32_t)(train_instructions >> 32);
+    words[7] = stack_watermark();
+    words[8] = stack_reserve();
+    words[9] = tally.samples;
+    words[10] = tally.right;
+    exchange_counts(words + 11);
+    answer_words(words, 15);
+}
+
+static void start_over(void)
+{
+    tte_model_init();
+    memset(&tally, 0, sizeof tally);
+#if TTE_MODEL_TRAINS
+    is_torn = 0;
+#endif
+}
+
+/* Whether a request has as many arguments and data as its command takes. */
+static int fits(uint32_t argument_bytes, uint32_t data_bytes)
+{
+    return request.argument_bytes == argument_bytes && request.data_bytes == data_bytes;
+}
+
+static void serve_one(void)
+{
+    const uint8_t command = request.command;
+    const uint32_t sample = TTE_MODEL_INPUT_BYTES + TTE_MODEL_TARGET_BYTES;
+    if (command == OPEN && fits(0, 0)) {
+        open_session();
+    } else if (command == DESCRIBE && fits(0, 0)) {
+        describe();
+    } else if (command == COUNTERS && fits(0, 0)) {
+        counters();
+    } else if (command == RESET && fits(0, 0)) {
+        start_over();
+        answer_status(STATUS_OK);
+    } else if (command == QUIT && fits(0, 0)) {
+        answer_status(STATUS_OK);
+        link_exit(TTE_EXIT_OK);
+#if TTE_MODEL_TRAINS
+    } else if (command == WRITE_STATE && fits(HASH_BYTES, TTE_MODEL_STATE_BYTES)) {
+        write_state();
+#if TTE_KEEP
+    } else if (command == RESTORE && fits(0, 0)) {
+        answer_store(load());
+#endif
+    } else if (is_torn && command > DESCRIBE && command <= RESET) {
+        answer_status(STATUS_NO_STATE);
+    } else if (command == TRAIN && fits(4, sample)) {
+        train();
+    } else if (command == SET_CONTROL && fits(12, 0)) {
+        set_control();
+    } else if (command == READ_STATE && fits(0, 0)) {
+        exchange_answer(STATUS_OK, &command, 0, tte_model_state(), TTE_MODEL_STATE_BYTES);
+#if TTE_KEEP
+    } else if (command == SAVE && fits(0, 0)) {
+        save();
+#endif
+#endif
+    } else if (command == INFER && fits(0, TTE_MODEL_INPUT_BYTES)) {
+        infer();
+    } else if (command == EVALUATE && fits(EVALUATE_ARGUMENTS, sample)) {
+        evaluate();
+#if !(TTE_KEEP && TTE_MODEL_TRAINS)
+    } else if ((command == SAVE || command == RESTORE) && fits(0, 0)) {
+        answer_status(STATUS_NOT_BUILT_IN);
+#endif
+    } else {
+        answer_status(STATUS_BAD_REQUEST);
+    }
+}
+
+void serve(void)
+{
+    measure_open();
+    tte_model_init();
+#if TTE_KEEP && TTE_MODEL_TRAINS
+    found = load();
+#endif
+    for (;;) {
+        exchange_next(&request, CREDIT + link_buffer);
+        serve_one();
+    }
+}
