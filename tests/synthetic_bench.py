@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tte.search.candidate import Candidate, Layer, Price
 
+T = TypeVar("T")
 HEAD_RAM, HEAD_INSTRUCTIONS = 20_000, 1_000_000
 
 
@@ -102,6 +104,9 @@ class Synthetic:
         rng = np.random.default_rng(self.seed + 1)
         found = {x.name: tuple(self.weight_gain[x.name] * float(rng.uniform(0.5, 2)) * self.worth[x.name]) for x in self.layers}
         return found | {f"{x.name}/bias": (self.bias_gain[x.name],) * x.biases for x in self.layers}
+
+    def map(self, job: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
+        return [job(*a) for a in arguments]
 
     def say(self, text: str) -> None:
         self.said.append(text)

@@ -18,10 +18,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("verify", "report", "picture"),
     ("search",),
     ("run", "tradeoff", "export"),
+    ("flashing",),
     ("project", "inspection"),
     ("native",),
     ("firmware",),
-    ("keeping",),
+    ("keeping", "renode"),
     ("device",),
     ("codegen", "compiler", "steps"),
     ("planner",),
@@ -30,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ops",),
     ("ir", "fixed", "data"),
     ("image", "toolchain", "board", "npz"),
-    ("resources", "files"),
+    ("resources", "files", "flash_failures"),
     ("errors", ""),
 )
 RANK = {room: i for i, layer in enumerate(LAYERS) for room in layer}

@@ -37,6 +37,7 @@ def board(core: str, folder: Path) -> Board:
     facts["build"]["cpu"] = cpu or facts["build"]["cpu"]
     for limit in ("maximum_size", "maximum_ram_size"):
         facts["upload"][limit] = memory["upload"][limit]
+    facts["tte"].pop("flash", None)  # sectors of another chip's flash; a benchmark keeps no state
     file = folder / f"bench-{core.lower()}.json"
     file.write_text(json.dumps(facts), encoding="utf-8")
     return boards.load(file)

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from tte import codegen, passes
 from tte.board import Board
@@ -27,6 +28,8 @@ from tte.search.result import ACCURACY, HASH, scheme_of
 from tte.tradeoff import RESERVE
 from tte.training import head as heads
 from tte.training.scheme import channels_by_norm, linear_nodes
+
+T = TypeVar("T")
 
 #: A folder with schemes that searches found.
 FOLDER = "TTE_SCHEMES"
@@ -162,6 +165,10 @@ class _Planner:
     def near(self, rate: float) -> list[float]:
         """There is no data."""
         return []
+
+    def map(self, job: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
+        """One after the other: there are few."""
+        return [job(*a) for a in arguments]
 
     def fisher(self) -> Mapping[str, tuple[float, ...]]:
         """There is no data."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from tte.search.task import Task, division, forward, head_name, trainable
 from tte.training.head import find
 from tte.training.scheme import LayerUpdate, channels_by_norm, linear_nodes
 
+T = TypeVar("T")
 #: Training samples whose gradients make up Fisher information, and samples of one job.
 _FISHER_SAMPLES, _FISHER_CHUNK = 256, 64
 RULES = ("norm", "fisher", "random")
@@ -83,6 +84,11 @@ class Workbench:
         parts = division(self.task)
         runs = [(rate, 0, c.structure, seed, passes * parts.training.stop, True) for c, seed, rate in asked]
         return [float(a["accuracy"]) for a in self._runs("testing", "test", worker.train, runs, [range(parts.test.stop)])]
+
+    def map(self, job: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
+        """`job` with each of the arguments, in parallel; nothing is kept."""
+        found = dict(self.pool.run("solving", job, arguments)) if arguments else {}
+        return [found[i] for i in range(len(arguments))]
 
     def price(self, asked: list[Candidate]) -> list[Price]:
         """The planner's own figures."""

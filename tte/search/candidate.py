@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from tte.training.scheme import LayerUpdate, UpdateScheme
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,9 @@ class Bench(Protocol):
 
     def fisher(self) -> Mapping[str, tuple[float, ...]]:
         """Fisher information of each layer's weight channels and, under `NAME/bias`, of its biases."""
+
+    def map(self, job: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
+        """`job` with each of the arguments, in parallel; nothing is kept."""
 
     def say(self, text: str) -> None:
         """A line for whoever watches."""

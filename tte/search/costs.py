@@ -111,7 +111,7 @@ def within(desk: Desk, costs: Costs, limits: Limits, solve: Solve) -> tuple[Pick
     best: tuple[Pick, float] = (Pick(), 0.0)
     shares: Sequence[float] = _SHARES
     for _ in range(2):
-        found = [solve(_share(costs, limits, s)) for s in shares]
+        found = desk.bench.map(solve, [(_share(costs, limits, s),) for s in shares])
         candidates = [pick.candidate(desk.layers) for pick, _ in found]
         once = list(dict.fromkeys(candidates))
         fit = dict(zip(once, (limits.allow(p) for p in desk.price(once)), strict=True))

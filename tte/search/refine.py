@@ -157,7 +157,7 @@ def _rounds(
     for round in range(_ROUNDS):
         best = _order(known, scores)[0]
         room = _looser(desk, costs, best, picks[best])
-        drawn = [_drawn(costs, known, dice, room) for _ in range(2 * _THOMPSON)]
+        drawn = desk.bench.map(_drawn, [(costs, room, *_draw(known, dice)) for _ in range(2 * _THOMPSON)])
         near = [moved(rng, picks[best], costs.names) for _ in range(_TRIED)]
         near = [p for p in near if costs.likely(p, desk.limits)]
         expected = known.predict([p.candidate(desk.layers) for p in near])
@@ -172,9 +172,13 @@ def _rounds(
         desk.bench.say(f"round {round + 1} of {_ROUNDS}: {100 * known.predict([best])[0]:.1f} % expected after {short} samples")
 
 
-def _drawn(costs: Costs, known: Surrogate, dice: np.random.Generator, limits: Limits) -> Pick:
+def _draw(known: Surrogate, dice: np.random.Generator) -> tuple[Gains, str]:
     rule = str(dice.choice(["norm", "fisher"]))
-    return knapsack.solve(costs, known.draw(dice, rule), limits, rule=rule, gap=_GAP)[0]
+    return known.draw(dice, rule), rule
+
+
+def _drawn(costs: Costs, limits: Limits, gains: Gains, rule: str) -> Pick:
+    return knapsack.solve(costs, gains, limits, rule=rule, gap=_GAP)[0]
 
 
 def _fresh(desk: Desk, picks: Iterable[Pick], seen: Mapping[Candidate, float], count: int) -> dict[Candidate, Pick]:

@@ -5,6 +5,7 @@
 #include "rows.h"
 
 #define TTE_MODEL_NAME "rows"
+#define TTE_MODEL_NOTE "a model for tests"
 #define TTE_MODEL_HASH ROWS_HASH
 #define TTE_MODEL_INPUT_BYTES ROWS_INPUT_BYTES
 #define TTE_MODEL_OUTPUT_BYTES ROWS_OUTPUT_BYTES

@@ -5,6 +5,7 @@
 #include "tiny.h"
 
 #define TTE_MODEL_NAME "tiny"
+#define TTE_MODEL_NOTE "a model for tests"
 #define TTE_MODEL_HASH TINY_HASH
 #define TTE_MODEL_INPUT_BYTES TINY_INPUT_BYTES
 #define TTE_MODEL_OUTPUT_BYTES TINY_OUTPUT_BYTES
