@@ -44,7 +44,8 @@ class Sample:
         bias = [name for name, trains, _ in self.layers if trains]
         weights = [f'"{name}" = {fraction}' for name, _, fraction in self.layers if fraction]
         head = f"head = {str(self.seed % 5 > 0).lower()}"
-        return "\n".join([head, f"redraw = {self.redraw}", f"bias = {bias}", "[weights]", *weights])
+        redraw = self.redraw if any(0 < f < 1 for _, _, f in self.layers) else 0  # refused where no layer trains in part
+        return "\n".join([head, f"redraw = {redraw}", f"bias = {bias}", "[weights]", *weights])
 
     def compile(self, folder: Path, rows: bool = False, stream: bool = True) -> Compiled | None:
         """Through `compile_model`, as `tte build` does; None where the scheme cannot train, or not with row input."""

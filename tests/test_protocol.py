@@ -24,7 +24,7 @@ from tte.device import protocol, session
 from tte.device.exchange import DeviceReset
 from tte.device.frame import Frame, Reader
 from tte.device.link import ProcessLink
-from tte.device.protocol import Command, Kind, Status
+from tte.device.protocol import Command, Kind, Status, Stored
 from tte.device.session import Session
 from tte.errors import DeviceError
 
@@ -375,3 +375,19 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
 def test_any_bytes_for_some_seconds(fuzzer: Callable[..., str]) -> None:
     said = fuzzer("-max_total_time=4", "-max_len=2000", "-timeout=5", "-rss_limit_mb=512", "-seed=1")
     assert int(re.search(r"fuzzed (\d+) bytes", said)[1]) > 10_000
+
+
+def test_numbers_are_those_of_the_firmware() -> None:
+    """Both sides write them down: commands, statuses, kinds of frames, and how keeping ended."""
+    text = "".join((resources.path("firmware") / "src" / n).read_text() for n in ("exchange.h", "serve.c", "store.h"))
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
+    found: dict[str, int] = {}
+    for body in re.findall(r"enum \{(.*?)\};", text, flags=re.S):
+        value = -1
+        for part in filter(None, (p.strip() for p in body.split(","))):
+            name, _, given = (p.strip() for p in part.partition("="))
+            value = found.get(given, int(given) if given.isdigit() else 0) if given else value + 1
+            found[name] = value
+    for prefix, numbers in (("", Command), ("STATUS_", Status), ("KIND_", Kind), ("STORE_", Stored)):
+        for number in numbers:
+            assert found[prefix + number.name] == number, prefix + number.name

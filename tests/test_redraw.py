@@ -35,6 +35,9 @@ def test_it_reaches_the_graph(tmp_path: Path) -> None:
     file.write_text(scheme.text())
     assert schemes.load(str(file), digits) == scheme
     assert sum(isinstance(n.op, Redraw) for n in training(digits, updates, Numerics(batch=3)).nodes) == 1
+    file.write_text(f"redraw = 6\n[weights]\n'{b}' = 1.0\n")
+    with pytest.raises(ModelError, match="redraw has no effect"):
+        schemes.resolve(digits, schemes.load(str(file), digits), None)
     with pytest.raises(ModelError, match=r"in the midst of a batch of 4(.|\n)*multiple of 4"):
         training(digits, updates, Numerics(batch=4))
 

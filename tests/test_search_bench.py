@@ -166,6 +166,19 @@ def test_workers_do_not_matter(place: Path, tmp_path: Path) -> None:
     assert _measure(place, tmp_path / "half.jsonl", 1) == one
 
 
+@pytest.mark.filterwarnings("default")
+def test_workers_solve_what_is_no_module_function(place: Path, tmp_path: Path) -> None:
+    """`within` hands over closures: they must reach other processes, and answers come in the order of the questions."""
+    offset = 10
+    with Store(tmp_path / "answers.jsonl") as store:
+        pool = Pool(2)
+        try:
+            found = _bench(place, store, pool).map(lambda x, y: offset + x * y, [(i, 2) for i in range(9)])
+        finally:
+            pool.close()
+    assert found == [10 + 2 * i for i in range(9)]
+
+
 @needs("cc")
 def test_a_question_is_answered_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store(tmp_path / "answers.jsonl") as store:
@@ -229,6 +242,10 @@ def test_a_class_of_schemes_has_one_that_stands_for_it() -> None:
 
 
 # ---- the commands
+
+
+def test_samples_and_epochs_together_are_refused() -> None:
+    refused(tte(*_SEARCH, "--epochs", 2), "both --samples and --epochs")
 
 
 @needs("cc")

@@ -108,7 +108,8 @@ DRIVERS = [("cortex-m7", "flash_stm32f7"), ("cortex-m4", "flash_stm32f4"), ("cor
 @needs_cross
 @pytest.mark.parametrize(("core", "driver"), DRIVERS)
 def test_drivers_compile(core: str, driver: str, tmp_path: Path) -> None:
-    files = [f"{driver}.c", "store.c", "store_save.c", "crc32.c", *(["flash_stm32.c"] if "stm32" in driver else [])]
+    files = [f"{driver}.c", "store.c", "store_save.c", "crc32.c", "flash_mapped.c"]
+    files += ["flash_stm32.c"] if "stm32" in driver else []
     flags = [f"-mcpu={core}", "-mthumb", "-O2", *WARNINGS, "-Wconversion", "-ffreestanding", f"-I{sources()}"]
     for file in files:
         out = tmp_path / "made.o"

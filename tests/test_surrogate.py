@@ -76,6 +76,18 @@ def test_changes_are_small_and_stay_in_the_space() -> None:
     assert moved(rng, Pick(), []) == Pick()
 
 
+def test_asking_again_changes_nothing() -> None:
+    bench = Synthetic(6, 2, noise=0.02)
+    desk = Desk(bench, _LIMITS, 0)
+    tails = [Candidate(tuple(sorted(desk.names[-k:]))) for k in range(1, 7)]
+    first = desk.scores(tails, 1000, desk.seeds)
+    spent = desk.spent
+    measured = desk.measure({str(i): c for i, c in enumerate(tails)})
+    worth = [desk.worth(m) for m in measured]
+    assert worth == [sum(s) / len(s) for s in desk.scores(tails, 1000, desk.seeds)] == [desk.worth(m) for m in measured]
+    assert spent == desk.spent == len(tails) * _LIMITS.seeds and len(first) == len(tails)
+
+
 class _Rated(Synthetic):
     """Learns best at a rate of its own."""
 

@@ -22,7 +22,7 @@ from tte.errors import BoardError, DataError, ToolchainError
 _LIST = ".tte-files"  # the files that tte wrote into a project, one a line: what it may delete again
 _PROTOCOL_SOURCES = ("main.c", "serve.c", "measure.c", "exchange.c", "frame.c", "crc32.c")
 _COMMON_SOURCES = (*_PROTOCOL_SOURCES, "startup.c", "mpu.c", "fault.c")
-_HEADERS = ("port.h", "uart.h", "counter.h", "serve.h", "measure.h", "exchange.h", "frame.h", "crc32.h")
+_HEADERS = ("port.h", "uart.h", "counter.h", "serve.h", "measure.h", "exchange.h", "frame.h", "crc32.h", "store.h", "flash.h")
 HOST_SOURCES = (*_PROTOCOL_SOURCES, "link_host.c")
 _PLATFORM_FILES = ("platform.json", "platform.py", "uploaders.json", "builder/main.py")
 _FLAVOURS = {

@@ -9,10 +9,10 @@ HEADERS = ("crc32.h", "flash.h", "flash_model.h", "flash_stm32.h", "store.h", "s
 HOST_SOURCES = ("crc32.c", "store.c", "store_save.c", "flash_model.c", "medium_host.c", "flash_area.c")
 _ENGINE = ("crc32.c", "store.c", "store_save.c")
 _DRIVERS = {
-    "flash_stm32f4": ("flash_stm32.c", "flash_stm32f4.c"),
-    "flash_stm32f7": ("flash_stm32.c", "flash_stm32f7.c"),
-    "flash_nrf52": ("flash_nrf52.c",),
-    "flash_rp2040": ("flash_rp2040.c",),
+    "flash_stm32f4": ("flash_stm32.c", "flash_stm32f4.c", "flash_mapped.c"),
+    "flash_stm32f7": ("flash_stm32.c", "flash_stm32f7.c", "flash_mapped.c"),
+    "flash_nrf52": ("flash_nrf52.c", "flash_mapped.c"),
+    "flash_rp2040": ("flash_rp2040.c", "flash_mapped.c"),
     "flash_model": ("flash_model.c", "medium_semihost.c"),
 }
 AREA_SOURCE = "flash_area.c"

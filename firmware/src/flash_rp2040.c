@@ -5,8 +5,6 @@
  * Afterwards the ROM sets reading up by command 03h again, as this program's second boot stage does (rp2040_boot2.c).
  * RP2040 datasheet: 2.8.3 (ROM functions), 2.8.3.1.3 (flash access functions).
  */
-#include <string.h>
-
 #include "flash.h"
 
 #define CODE(a, b) ((uint32_t)(b) << 8 | (uint32_t)(a))
@@ -92,14 +90,5 @@ int flash_program(uint32_t offset, const void *from, uint32_t count)
     if (count > 0) {
         change(area->base - XIP_BASE + offset, from, count);
     }
-    return FLASH_OK;
-}
-
-int flash_read(uint32_t offset, void *to, uint32_t count)
-{
-    if (!flash_covers(area, offset, count, 1)) {
-        return FLASH_ARGUMENT;
-    }
-    memcpy(to, (const void *)(area->base + offset), count);
     return FLASH_OK;
 }

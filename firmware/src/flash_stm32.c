@@ -96,12 +96,3 @@ int flash_program(uint32_t offset, const void *from, uint32_t count)
     flash_forget(area->base + offset, count);
     return result;
 }
-
-int flash_read(uint32_t offset, void *to, uint32_t count)
-{
-    if (!flash_covers(area, offset, count, 1)) {
-        return FLASH_ARGUMENT;
-    }
-    memcpy(to, (const void *)(area->base + offset), count);
-    return FLASH_OK;
-}

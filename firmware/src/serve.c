@@ -9,9 +9,7 @@
 #if TTE_MODEL_INPUT_ROWS > 0
 #include <setjmp.h>
 #endif
-#if TTE_KEEP
 #include "store.h"
-#endif
 
 enum {
     OPEN = COMMAND_OPEN, DESCRIBE, INFER, TRAIN, EVALUATE, READ_STATE, WRITE_STATE,
@@ -83,7 +81,7 @@ static void open_session(void)
 #if TTE_KEEP
     const uint32_t kept = (uint32_t)found;
 #else
-    const uint32_t kept = 3; /* STORE_NO_FLASH */
+    const uint32_t kept = STORE_NO_FLASH;
 #endif
     const uint32_t words[] = {TTE_FRAME_BYTES, CREDIT + link_buffer, step_now(), kept};
     answer_words(words, sizeof words / sizeof *words);

@@ -16,7 +16,7 @@ from tte.board import Board
 from tte.cli.learn import load_data
 from tte.cli.output import INTERRUPTED, Output, Size, command
 from tte.compiler import LOSSES, Options, compile_model
-from tte.errors import BoardError, ModelError
+from tte.errors import BoardError, DataError, ModelError
 from tte.run import Display, Schedule
 from tte.run import run as learn
 from tte.search import result
@@ -67,6 +67,8 @@ def search(output: Output, model: Path, data_path: Path, board_name: str, classe
            turn: str, rows: bool, out: Path | None, folder: Path | None) -> int:  # fmt: skip
     """Find the update scheme for MODEL that fits a board and learns best. Stopped, the same command goes on."""
     board = boards.load(board_name)
+    if samples and epochs:
+        raise DataError("both --samples and --epochs say how long a whole run is", where="tte search", remedy="give one of them")
     folder = folder or Path("build") / f"search-{model.stem}"
     rate = _checked_rate(learning_rate) if learning_rate is not None else Numerics.rate
     job = task(
@@ -142,7 +144,7 @@ def _report(output: Output, bench: Workbench, found: Found, facts: result.Eviden
     price = bench.price([found.candidate])[0]
     notes = (
         *found.notes,
-        f"learning rate {rate:g} by a range test" if not bench.fixed_rate else f"learning rate {rate:g} as asked for",
+        f"learning rate {rate:g}, {'as asked for' if bench.fixed_rate else 'chosen on training samples'}",
         f"accuracy on the test set {_spread(tested)} after {passes} pass{'es' * (passes > 1)} over all training samples, "
         f"{len(seeds)} seeds",
     )

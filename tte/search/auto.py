@@ -21,7 +21,7 @@ from tte.frontend import tflite
 from tte.inspection import why_frozen
 from tte.ir import Graph, Node, verify
 from tte.search.candidate import Candidate, Layer, Limits, Price
-from tte.search.costs import Costs, within
+from tte.search.costs import Costs, weight_bytes, within
 from tte.search.desk import FRACTIONS, HEAD, Desk
 from tte.search.gains import Gains
 from tte.search.result import ACCURACY, HASH, scheme_of
@@ -34,8 +34,7 @@ T = TypeVar("T")
 #: A folder with schemes that searches found.
 FOLDER = "TTE_SCHEMES"
 _BESIDE = ".auto.toml"
-#: Bytes that a trained weight adds to the arena's state, by residual mode.
-_WEIGHT_BYTES = {"r4": 1.5, "r8": 2.0}
+#: Bytes that a trained bias adds to the state and its layer's mask to the arena, roughly.
 _BIAS_BYTES = 8.0
 
 
@@ -191,7 +190,7 @@ def _estimated(graph: Graph, planner: _Planner, options: Options) -> Costs:
     weights = {}
     for x in planner.layers:
         saved = graph.type(planner.nodes[x.name].inputs[0]).nbytes
-        weights[x.name] = Price(round(_WEIGHT_BYTES.get(mode, 1.0) * x.weights) + saved, 0)
+        weights[x.name] = Price(round(weight_bytes(mode) * x.weights) + saved, 0)
     names = tuple(x.name for x in planner.layers)
     bias = {x.name: Price(round(_BIAS_BYTES * x.biases), 0) for x in planner.layers}
     return Costs(names, planner.price([HEAD])[0], dict.fromkeys(names, Price(0, 0)), bias, weights)

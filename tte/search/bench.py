@@ -63,7 +63,7 @@ class Workbench:
         return [float(a["accuracy"]) for a in self._trained(asked, samples)]
 
     def losses(self, asked: list[tuple[Candidate, int]], samples: int) -> list[float]:
-        """Of the same runs, the mean loss (nats) of the last quarter of the samples."""
+        """Of the same runs, the mean loss (nats) on samples not learnt from, see `tte.search.worker.train`."""
         return [float(a["loss"]) for a in self._trained(asked, samples)]
 
     def _trained(self, asked: list[tuple[Candidate, int]], samples: int) -> list[Any]:

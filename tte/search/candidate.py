@@ -115,10 +115,11 @@ class Bench(Protocol):
         """The layers that may train, in the model's order, without the head."""
 
     def accuracy(self, asked: list[tuple[Candidate, int]], samples: int) -> list[float]:
-        """Accuracy on the validation samples after one pass over `samples` training samples, for (candidate, seed)."""
+        """Accuracy on the validation samples after `samples` training steps, for (candidate, seed)."""
 
     def losses(self, asked: list[tuple[Candidate, int]], samples: int) -> list[float]:
-        """Of the same runs, the mean loss (nats) of the last quarter of the samples, each seen for the first time."""
+        """Of the same runs, the mean loss (nats) on samples not learnt from: the last quarter's, each before its step; in
+        several passes the validation samples."""
 
     def class_rate(self, candidates: list[Candidate]) -> list[float]:
         """The learning rate of each."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from tte.ops.linear_grad import MODES
 from tte.search.candidate import Candidate, Limits, Price
 from tte.search.desk import HEAD, REDRAWN, Desk, Pick, merged
 
@@ -134,10 +135,19 @@ def _share(costs: Costs, limits: Limits, share: float) -> Limits:
     return replace(limits, ram_bytes=ram, instructions=instructions)
 
 
-def greedy(costs: Costs, items: Sequence[Sequence[Pick]], limits: Limits) -> Pick:
-    """Adds of each item, in turn, the first option with which everything still fits by the model."""
+def weight_bytes(mode: str) -> float:
+    """RAM of a weight that trains: itself and its residual."""
+    return 1 + MODES[mode] / 8
+
+
+def greedy(costs: Costs, items: Sequence[Sequence[Pick]], limits: Limits) -> tuple[Pick, float]:
+    """Adds of each item, in turn, the first option with which everything still fits by the model.
+
+    Returns:
+        The pick, and how much trains: of picks within several limits the largest counts most (see `within`).
+    """
     have = Pick(rule=items[0][0].rule) if items else Pick()
     for options in items:
         grown = (merged(have, o) for o in options if {*o.biases, *o.weights} <= {*costs.names})
         have = next((g for g in grown if limits.allow(costs.estimate(g))), have)
-    return have
+    return have, len(have.biases) + sum(have.weights.values())

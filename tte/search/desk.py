@@ -53,8 +53,8 @@ class Desk:
     Attributes:
         layers: those that may train, first to last.
         seeds: of the runs that are reported; other seeds of a search give other ones.
-        spent: whole runs asked for so far, a shorter one counting in proportion. What a bench has kept from before
-            counts too: a resumed search must take the same turns.
+        spent: different whole runs asked for so far, a shorter one counting in proportion. What a bench has kept from
+            before counts too: a resumed search says the same.
 
     Raises:
         ModelError: even the head alone exceeds the limits.
@@ -65,7 +65,8 @@ class Desk:
         self.layers: tuple[Layer, ...] = tuple(bench.layers)
         self.seeds = tuple(range(seed * limits.seeds, (seed + 1) * limits.seeds))
         self.spent = 0.0
-        self._known: dict[int, list[tuple[float, float]]] = {}
+        self._asked: set[tuple[Candidate, int, int]] = set()
+        self._losses: dict[int, dict[tuple[Candidate, int], tuple[float, float]]] = {}
         price = self.price([HEAD])[0]
         if not limits.allow(price):
             raise ModelError(
@@ -95,7 +96,9 @@ class Desk:
     def runs(self, asked: Sequence[Candidate], samples: int, seeds: Sequence[int]) -> list[tuple[float, ...]]:
         """Accuracy for each candidate and seed."""
         pairs = [(c, s) for c in asked for s in seeds]
-        self.spent += len(pairs) * samples / self.limits.samples
+        new = {(c, s, samples) for c, s in pairs} - self._asked
+        self._asked |= new
+        self.spent += len(new) * samples / self.limits.samples
         found = self.bench.accuracy(pairs, samples) if pairs else []
         return [tuple(found[i : i + len(seeds)]) for i in range(0, len(found), len(seeds))]
 
@@ -111,12 +114,13 @@ class Desk:
         on, the less the accuracy counts: it is a count of a few errors then, and a loss is not.
         """
         accuracies = self.runs(asked, samples, seeds)
-        losses = iter(self.bench.losses([(c, s) for c in asked for s in seeds], samples) if asked else [])
-        pairs = [(a, next(losses)) for run in accuracies for a in run]
-        known = self._known.setdefault(samples, [])
-        known += pairs
-        usual = 2 * sorted(loss for _, loss in known)[len(known) // 2] if known else 0.0
-        line = _line([(loss, a) for a, loss in known if loss < usual])
+        names = [(c, s) for c in asked for s in seeds]
+        losses = self.bench.losses(names, samples) if names else []
+        pairs = list(zip((a for run in accuracies for a in run), losses, strict=True))
+        known = self._losses.setdefault(samples, {})
+        known.update(zip(names, pairs, strict=True))  # each run once, however often it is asked for
+        usual = 2 * sorted(loss for _, loss in known.values())[len(known) // 2] if known else 0.0
+        line = _line([(loss, a) for a, loss in known.values() if loss < usual])
         share = self.bench.validation / (self.bench.validation + _EVEN)
         told = ((line[0] + line[1] * loss if line and loss < usual else a) for a, loss in pairs)
         found = iter([share * a + (1 - share) * t for (a, _), t in zip(pairs, told, strict=True)])

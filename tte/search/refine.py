@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from tte.search import design, knapsack
 from tte.search.candidate import Bench, Candidate, Contribution, Found, Limits, Measured
-from tte.search.costs import Costs, fit, greedy, within
+from tte.search.costs import Costs, fit, greedy, weight_bytes, within
 from tte.search.desk import HEAD, Desk, Pick, fisher_items, fisher_scores, tail
 from tte.search.gains import Gains, rising, standard_error
 from tte.search.moves import moved
@@ -26,7 +27,6 @@ _FINALISTS = (6, 3, 2)  # measured whole with one seed, with all seeds, at other
 _FRONT = 3  # points below the best, beside those at the RAM of `last-k`
 _POOR, _RETRIES = 0.04, 2  # accuracy below the usual at which a lower learning rate is tried; how often
 _DOUBT = 0.012  # noise of a run where seeds do not tell
-_WEIGHT_BYTES = {"r8": 2.0, "r4": 1.5, "sr": 1.0}
 
 
 def auto(bench: Bench, limits: Limits, seed: int) -> Found:
@@ -79,14 +79,16 @@ def _depths(
     count = len(names)
     grid = sorted({round(count * i / (_DEPTHS - 1)) for i in range(_DEPTHS)})
     tails = [Pick(frozenset(names[count - k :])).candidate(desk.layers) for k in grid]
-    tails = [c for c, ok in zip(tails, desk.fits(tails), strict=True) if ok]
-    grid = grid[: len(tails)]
+    fitting = desk.fits(tails)
+    grid = [k for k, ok in zip(grid, fitting, strict=True) if ok]
+    tails = [c for c, ok in zip(tails, fitting, strict=True) if ok]
     seeds = desk.seeds[:2]
     runs = desk.scores(tails, short, seeds)
     means = [sum(r) / len(r) for r in runs]
     # Of depths that are about as good the least: it costs less on the device, and less to search.
     at = next(i for i, m in enumerate(means) if m >= max(means) - _ABOUT)
-    deepest, step = min(grid[at] + max(1, count // (_DEPTHS - 1)), count), max(1, count // (_DEPTHS - 1))
+    step = max(1, count // (_DEPTHS - 1))
+    deepest = min(grid[at] + step, count)
     curve = np.interp(np.arange(count + 1), grid, rising(means))
     bias = {n: float(curve[count - i] - curve[count - i - 1]) for i, n in enumerate(names)}
     noise = standard_error(runs, 1) if len(seeds) > 1 else _DOUBT
@@ -105,12 +107,7 @@ def _first(
     desk: Desk, costs: Costs, cuts: Sequence[int], known: Surrogate, information: Mapping[str, Sequence[float]], seed: int
 ) -> dict[Candidate, Pick]:
     """The first candidates: others' proposals, and random ones."""
-    items = fisher_items(fisher_scores(desk, information))
-
-    def tiny_train(asked: Limits) -> tuple[Pick, float]:
-        pick = greedy(costs, items, asked)
-        return pick, len(pick.biases) + sum(pick.weights.values())
-
+    tiny_train = partial(greedy, costs, fisher_items(fisher_scores(desk, information)))
     picks = [
         within(desk, costs, desk.limits, tiny_train)[0],
         *(_solved(desk, costs, known.mean(rule), rule) for rule in ("norm", "fisher")),
@@ -269,7 +266,7 @@ def at_other_rates(desk: Desk, measured: Iterable[Measured]) -> list[Measured]:
 
 def _in_mode(desk: Desk, costs: Costs, mode: str) -> Costs:
     """Costs where weights keep another residual."""
-    own = _WEIGHT_BYTES[mode] - _WEIGHT_BYTES.get(desk.bench.mode, 1.5)
+    own = weight_bytes(mode) - weight_bytes(desk.bench.mode)
     sizes = {x.name: x.weights for x in desk.layers}
     weights = {n: replace(p, ram_bytes=max(0, p.ram_bytes + round(own * sizes[n]))) for n, p in costs.weights.items()}
     return replace(costs, weights=weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from tte.errors import ModelError
 from tte.search import evolution, knapsack
@@ -107,7 +108,7 @@ def sensitivity(bench: Bench, limits: Limits, seed: int) -> Found:
         for c in chosen
     ]
     notes = [f"{len(found) * len(seeds)} runs of single layers; {len(chosen)} gains exceed the noise of {100 * noise:.2f} points"]
-    pick = within(desk, costs, limits, lambda asked: _counted(greedy(costs, items, asked)))[0]
+    pick = within(desk, costs, limits, partial(greedy, costs, items))[0]
     return _found(desk, pick, "sensitivity", raw, notes)
 
 
@@ -120,13 +121,8 @@ def fisher(bench: Bench, limits: Limits, seed: int) -> Found:
     desk = Desk(bench, limits, seed)
     scores = fisher_scores(desk, bench.fisher())
     costs, items = fit(desk), fisher_items(scores)
-    pick = within(desk, costs, limits, lambda asked: _counted(greedy(costs, items, asked)))[0]
+    pick = within(desk, costs, limits, partial(greedy, costs, items))[0]
     return _found(desk, pick, "fisher", scores, ["scores are Fisher information by memory and compute, no accuracies"])
-
-
-def _counted(pick: Pick) -> tuple[Pick, float]:
-    """With a value by which more is better: of greedy picks within several limits, the largest that fits."""
-    return pick, len(pick.biases) + sum(pick.weights.values())
 
 
 def _analysis(desk: Desk, costs: Costs) -> Analysis:

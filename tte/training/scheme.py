@@ -181,6 +181,9 @@ def resolve(graph: Graph, scheme: UpdateScheme, head: Node | None) -> dict[str, 
             update = LayerUpdate(node.name in scheme.bias, fraction > 0, strongest_channels(graph, node, fraction))
         if update.bias or update.weights:
             updates[node.name] = replace(update, redraw=scheme.redraw if update.channels else 0)
+    if scheme.redraw and not scheme.channels and min(scheme.weights.values(), default=1) >= 1:
+        remedy = "a fraction below 1 for some layer, or no `redraw`"
+        raise ModelError("redraw has no effect: no layer trains in part", where=scheme.name, remedy=remedy)
     return updates
 
 
