@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 PYTHON ?= python3
 SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: setup demo test test-slow bench bench-update clean
+.PHONY: setup demo test test-slow power-cut bench bench-update clean
 
 setup: $(VENV)/.ready
 
@@ -36,6 +36,10 @@ test: setup
 # The long sweeps: every model and scheme, more inputs.
 test-slow: setup
 	$(BIN)/pytest -q -n 2 -m slow
+
+# The power goes at every operation of a save, and at 2,000 random instructions of emulated devices: what each start finds.
+power-cut: setup
+	PYTHONPATH=tests $(BIN)/python -m studies.powercut --kills 2000
 
 # Instructions by operator and by model, counted in the emulator, against the tables in bench/.
 bench: setup

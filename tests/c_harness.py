@@ -57,6 +57,11 @@ static void %(name)s_control(const uint32_t *v) {
     %(name)s_set_learning_rate(v[0]); %(name)s_set_seed(v[1]); %(name)s_set_step(v[2]);
 }
 """
+_SLICED = """\
+static const span %(name)s_spans[] = {
+%(spans)s};
+static void %(name)s_run(void) { %(name)s_begin_infer(); while (%(name)s_work(some_budget())) {} }
+"""
 _ROWS = """\
 void %(name)s_read_row(int32_t row, int8_t *to) { supply(%(rows)d, %(row_bytes)d, row, to); }
 """
@@ -139,14 +144,15 @@ class Bench:
         plans: what they are, by name (a C identifier).
         folder: for sources and objects.
         compiler: gcc, clang or another's command.
+        slices: every call is made in slices of random budgets.
     """
 
-    def __init__(self, plans: Mapping[str, Plan], folder: Path, compiler: str = "gcc") -> None:
-        self.plans, self.folder, self.compiler = dict(plans), folder, compiler
+    def __init__(self, plans: Mapping[str, Plan], folder: Path, compiler: str = "gcc", slices: bool = False) -> None:
+        self.plans, self.folder, self.compiler, self.slices = dict(plans), folder, compiler, slices
         self.sources: list[Path] = []
         self.defines: tuple[str, ...] = ()  # for the sanitized executable
         for name, p in plans.items():
-            for path, text in codegen.render(p, name, "test").items():
+            for path, text in codegen.render(p, name, "test", resumable=slices).items():
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_text(text, encoding="utf-8")
             self.sources.append(folder / "src" / f"{name}.c")
@@ -216,14 +222,16 @@ class Bench:
         for name, p in self.plans.items():
             trains = p.program.trains
             lines = "".join(f"    {{{a}, {b}, {c}, {d}}},\n" for a, b, c, d in _spans(p))
-            texts.append((_MODEL + (_TRAINS if trains else "")) % {"name": name, "spans": lines})
+            texts.append(((_SLICED if self.slices else _MODEL) + (_TRAINS if trains else "")) % {"name": name, "spans": lines})
             if trains:
                 own = [f"{name}_state", f"{name}_init", f"{name}_run", f"{name}_step_", f"{name}_control"]
                 takes = "label" if p.program.graph.type(TRUTH).dtype == "int32" else ""
                 unused = "" if takes else "(void)label; "
-                texts.append(
-                    f"static int32_t {name}_step_(int32_t label) {{ {unused}return {name}_train_step({takes}); }}\n"
-                )
+                step = f"return {name}_train_step({takes});"
+                if self.slices:
+                    work = f"while ({name}_work(some_budget())) {{}}"
+                    step = f"if ({name}_begin_train({takes})) return -1; {work} return {name}_loss();"
+                texts.append(f"static int32_t {name}_step_(int32_t label) {{ {unused}{step} }}\n")
             else:
                 own = ["no_state", f"{name}_init", f"{name}_run", "no_train", "no_control"]
             rows, row_bytes = _supplied(p)
@@ -236,6 +244,11 @@ class Bench:
             "static inline uint8_t *no_state(void) { return no_bytes; }\n"
             "static inline int32_t no_train(int32_t label) { return label; }\n"
             "static inline void no_control(const uint32_t *v) { (void)v; }\n"
+            "static uint32_t luck = 1;\n"
+            "static inline uint32_t some_budget(void) {\n"
+            "    luck = luck * 1664525u + 1013904223u;\n"
+            "    return (luck >> 8) >> (luck >> 27); /* 0 to 2^24, of every size */\n"
+            "}\n"
         )
         models = nothing + "".join(texts) + "static const model models[] = {\n" + "".join(table) + "};\n"
         includes = "#include <string.h>\n" + "".join(f'#include "{name}.h"\n' for name in self.plans)
@@ -335,7 +348,7 @@ def _spans(p: Plan) -> list[tuple[int, int, int, int]]:
     return rows
 
 
-def _run(p: Plan, call: Call, executor: Executor) -> Iterator[tuple[int, Node, dict[str, Array]]]:
+def run(p: Plan, call: Call, executor: Executor) -> Iterator[tuple[int, Node, dict[str, Array]]]:
     """The reference's steps of one call, with their numbers in the plan."""
     program = p.program
     steps = program.train_steps if call.train else tuple(program.infer_steps)
@@ -352,7 +365,7 @@ def _run(p: Plan, call: Call, executor: Executor) -> Iterator[tuple[int, Node, d
 def _compare(p: Plan, call: Call, executor: Executor, answer: _Answer, where: str) -> int:
     graph, compared = p.program.graph, 0
     values: dict[str, Array] = dict(call.inputs)
-    for index, node, outputs in _run(p, call, executor):
+    for index, node, outputs in run(p, call, executor):
         values.update(outputs)
         if node.op.view:
             continue

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from toy import TOY
 
-from tte import firmware, resources
+from tte import firmware, pioproject, resources
 from tte.board import Board
 from tte.device import emulator
 
@@ -50,7 +50,7 @@ def device_program(
     folder: Path, board: Board, *, emulated: bool, state: int = 3001, saves: int | None = None
 ) -> firmware.BuildResult:
     """Builds store_device.c as `board`'s program (or its QEMU machine's), with keeping on."""
-    project = firmware.generate_project(folder, TOY, board, name="toy", keep_bytes=state)
+    project = pioproject.generate_project(folder, TOY, board, name="toy", keep_bytes=state)
     text = (HERE / "store_device.c").read_text()
     defines = f"#define TTE_STATE {state}\n" + (f"#define TTE_SAVES {saves}u\n" if saves else "")
     (folder / "src" / "main.c").write_text(defines + text)

@@ -33,7 +33,7 @@ from toy import (
     with_define,
 )
 
-from tte import board, firmware, image, native, resources, toolchain
+from tte import board, firmware, image, native, pioproject, resources, toolchain
 from tte.device import session
 from tte.device.protocol import TraceStep
 from tte.device.session import Session
@@ -44,16 +44,16 @@ REAL = ("stm32f746", "nucleo_f446re", "nrf52840", "rp2040")
 
 
 @pytest.fixture(scope="module")
-def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, firmware.Project]:
+def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pioproject.Project]:
     folder = tmp_path_factory.mktemp("projects of the tests")  # with spaces: paths must survive them
     return {
-        name: firmware.generate_project(folder / name, TOY, board.load(name), name="toy") for name in (*MACHINES, *REAL)
+        name: pioproject.generate_project(folder / name, TOY, board.load(name), name="toy") for name in (*MACHINES, *REAL)
     }
 
 
 @needs_host
 @pytest.mark.parametrize("sanitize", [True, False])
-def test_host(projects: dict[str, firmware.Project], sanitize: bool) -> None:
+def test_host(projects: dict[str, pioproject.Project], sanitize: bool) -> None:
     program = native.build_host(projects["stm32f746"], sanitize=sanitize)
     made = program.stat().st_mtime_ns
     assert native.build_host(projects["stm32f746"], sanitize=sanitize).stat().st_mtime_ns == made
@@ -62,14 +62,14 @@ def test_host(projects: dict[str, firmware.Project], sanitize: bool) -> None:
 
 
 @needs_host
-def test_host_finds_write_past_arena(projects: dict[str, firmware.Project]) -> None:
+def test_host_finds_write_past_arena(projects: dict[str, pioproject.Project]) -> None:
     program = native.build_host(projects["stm32f746"])
     with session.open_host(program) as device, pytest.raises(DeviceError, match=r"runtime error|AddressSanitizer"):
         device.train(X, WRITE_PAST_RAM)
 
 
 @needs_host
-def test_host_that_hangs(projects: dict[str, firmware.Project]) -> None:
+def test_host_that_hangs(projects: dict[str, pioproject.Project]) -> None:
     program = native.build_host(projects["stm32f746"])
     with session.open_host(program, timeout_s=0.5) as device, pytest.raises(DeviceError, match=r"within 0\.5 s"):
         device.train(X, HANG)
@@ -78,7 +78,7 @@ def test_host_that_hangs(projects: dict[str, firmware.Project]) -> None:
 @needs_host
 def test_target_and_wrong_arguments(tmp_path: Path) -> None:
     files = with_define("#define TOY_TARGET_BYTES 4")
-    project = firmware.generate_project(tmp_path, files, board.load("stm32f746"), name="toy")
+    project = pioproject.generate_project(tmp_path, files, board.load("stm32f746"), name="toy")
     with session.open_host(native.build_host(project)) as device:
         assert device.describe().target_bytes == 4
         device.train(X, target=np.array([127, -128, 127, -128], np.int8))
@@ -110,7 +110,7 @@ def _trace(device: Session) -> list[TraceStep]:
 
 @needs_qemu
 @pytest.mark.parametrize("machine", MACHINES)
-def test_qemu(projects: dict[str, firmware.Project], machine: str) -> None:
+def test_qemu(projects: dict[str, pioproject.Project], machine: str) -> None:
     project = projects[machine]
     built = firmware.build(project)
     assert {item.name for item in built.variables} >= {"arena", "state"}
@@ -129,7 +129,7 @@ def test_qemu(projects: dict[str, firmware.Project], machine: str) -> None:
 
 
 @needs_qemu
-def test_qemu_counts_past_the_timer_s_wrap(projects: dict[str, firmware.Project]) -> None:
+def test_qemu_counts_past_the_timer_s_wrap(projects: dict[str, pioproject.Project]) -> None:
     project = projects["mps2-an500"]
     with session.open_qemu(firmware.build(project).elf, project.board, timeout_s=60) as device:
         short, long = device.train(X, LOOP + 1).instructions, device.train(X, LOOP + 350_001).instructions
@@ -148,7 +148,7 @@ FAULTS = {
 @needs_qemu
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("label", FAULTS)
-def test_qemu_fault(projects: dict[str, firmware.Project], machine: str, label: int) -> None:
+def test_qemu_fault(projects: dict[str, pioproject.Project], machine: str, label: int) -> None:
     project = projects[machine]
     emulator = project.board.emulator
     assert emulator
@@ -166,7 +166,7 @@ def test_qemu_fault(projects: dict[str, firmware.Project], machine: str, label: 
 
 @needs_qemu
 @pytest.mark.parametrize("name", REAL)
-def test_real_board_and_its_twin(projects: dict[str, firmware.Project], name: str) -> None:
+def test_real_board_and_its_twin(projects: dict[str, pioproject.Project], name: str) -> None:
     project = projects[name]
     built = firmware.build(project)
     content = built.elf.with_suffix(".bin").read_bytes()
@@ -185,7 +185,7 @@ def test_real_board_and_its_twin(projects: dict[str, firmware.Project], name: st
 
 
 @needs_qemu
-def test_trace_is_the_same_on_host_and_qemu(projects: dict[str, firmware.Project]) -> None:
+def test_trace_is_the_same_on_host_and_qemu(projects: dict[str, pioproject.Project]) -> None:
     project = projects["stm32f746"]
     elf = firmware.build(project, project.env(emulated=True, trace=True)).elf
     with session.open_qemu(elf, project.board, timeout_s=30) as device:
@@ -201,9 +201,9 @@ def test_trace_is_the_same_on_host_and_qemu(projects: dict[str, firmware.Project
 def test_window_smaller_than_the_board(tmp_path: Path) -> None:
     loaded = board.load("mps2-an500")
     with pytest.raises(BoardError, match="RAM window of 33 bytes"):
-        firmware.generate_project(tmp_path, TOY, loaded, name="toy", ram_window_bytes=33)
+        pioproject.generate_project(tmp_path, TOY, loaded, name="toy", ram_window_bytes=33)
     # an odd size takes many regions; the program's own RAM fits into it
-    project = firmware.generate_project(tmp_path, TOY, loaded, name="toy", stack_bytes=640, ram_window_bytes=1696)
+    project = pioproject.generate_project(tmp_path, TOY, loaded, name="toy", stack_bytes=640, ram_window_bytes=1696)
     built = firmware.build(project)
     assert built.stack_reserve_bytes == 640 and 640 + built.ram_static_bytes <= 1696
     with session.open_qemu(built.elf, loaded, timeout_s=10) as device:
@@ -250,27 +250,27 @@ def test_window_smaller_than_the_board(tmp_path: Path) -> None:
     ids=["RAM", "syntax", "warning", "float", "recursion", "stack"],
 )
 def test_what_cannot_be_built(files: dict[str, str | bytes], error: type[TteError], says: str, tmp_path: Path) -> None:
-    project = firmware.generate_project(tmp_path, files, board.load("microbit"), name="toy")
+    project = pioproject.generate_project(tmp_path, files, board.load("microbit"), name="toy")
     with pytest.raises(error, match=says):
         firmware.build(project)
 
 
 def test_project_can_be_written_again(tmp_path: Path) -> None:
-    project = firmware.generate_project(tmp_path, {**TOY, "src/old.c": "int old;"}, board.load("rp2040"), name="toy")
+    project = pioproject.generate_project(tmp_path, {**TOY, "src/old.c": "int old;"}, board.load("rp2040"), name="toy")
     (tmp_path / "src" / "mine.c").write_text("int mine;")
     kept = (tmp_path / "src" / "main.c").stat().st_mtime_ns
-    firmware.generate_project(tmp_path, TOY, board.load("nrf52840"), name="toy")
+    pioproject.generate_project(tmp_path, TOY, board.load("nrf52840"), name="toy")
     assert not (tmp_path / "lib/toy/src/old.c").exists() and not (tmp_path / "src/rp2040_boot2.c").exists()
     assert (tmp_path / "src" / "mine.c").exists() and (tmp_path / "src" / "main.c").stat().st_mtime_ns == kept
-    opened = firmware.open_project(tmp_path)
+    opened = pioproject.open_project(tmp_path)
     assert (opened.board.name, opened.library) == ("nrf52840", "toy") and project.folder == opened.folder
     with pytest.raises(DataError, match="leads out"):
-        firmware.generate_project(tmp_path, {"../../evil.c": ""}, board.load("rp2040"), name="toy")
+        pioproject.generate_project(tmp_path, {"../../evil.c": ""}, board.load("rp2040"), name="toy")
     with pytest.raises(DataError, match="tte build"):
-        firmware.open_project(tmp_path / "src")
+        pioproject.open_project(tmp_path / "src")
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write"):
-        firmware.generate_project(tmp_path / "file" / "sub", TOY, board.load("rp2040"), name="toy")
+        pioproject.generate_project(tmp_path / "file" / "sub", TOY, board.load("rp2040"), name="toy")
 
 
 @needs_qemu
@@ -281,9 +281,9 @@ def test_large_arena_and_a_project_written_again(tmp_path: Path) -> None:
     body = b"uint32_t toy_step(void)\n{\n    return step;\n}\n"
     assert body in TOY["src/toy.c"]
     old = {**TOY, "src/toy.c": TOY["src/toy.c"].replace(body, b""), "src/old.c": apart}
-    assert firmware.build(firmware.generate_project(tmp_path, old, loaded, name="toy")).stack_bound_bytes > 3000
+    assert firmware.build(pioproject.generate_project(tmp_path, old, loaded, name="toy")).stack_bound_bytes > 3000
     large = with_define("#define TOY_EXTRA_BYTES 200000")
-    project = firmware.generate_project(tmp_path, large, loaded, name="toy")
+    project = pioproject.generate_project(tmp_path, large, loaded, name="toy")
     assert firmware.build(project).stack_bound_bytes < 1000
     elf = firmware.build(project, project.env(emulated=True, trace=True)).elf
     with session.open_qemu(elf, loaded, timeout_s=30) as device:
@@ -292,7 +292,7 @@ def test_large_arena_and_a_project_written_again(tmp_path: Path) -> None:
 
 def test_no_emulator(tmp_path: Path) -> None:
     plain = replace(board.load("stm32f746"), emulator=None)
-    project = firmware.generate_project(tmp_path, TOY, plain, name="toy")
+    project = pioproject.generate_project(tmp_path, TOY, plain, name="toy")
     assert "qemu" not in (tmp_path / "platformio.ini").read_text()
     with pytest.raises(BoardError, match="no emulator"):
         project.env(emulated=True)
@@ -313,7 +313,7 @@ def test_rp2040_boot_stage_is_what_its_source_says(tmp_path: Path) -> None:
     assert int.from_bytes(crc, "little") == int(f"{zlib.crc32(flipped) ^ 0xFFFFFFFF:032b}"[::-1], 2)
 
 
-def test_missing_tools(projects: dict[str, firmware.Project], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_tools(projects: dict[str, pioproject.Project], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     assert [item.tool for item in toolchain.check()] == ["cc", "arm-none-eabi-gcc", "qemu-system-arm"]
@@ -325,7 +325,7 @@ def test_missing_tools(projects: dict[str, firmware.Project], monkeypatch: pytes
 
 @needs_qemu
 def test_emulator_leaves_nothing_behind(
-    projects: dict[str, firmware.Project], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    projects: dict[str, pioproject.Project], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     broken = tmp_path / "broken.elf"
@@ -338,7 +338,7 @@ def test_emulator_leaves_nothing_behind(
 
 
 @needs_cross
-def test_platformio_is_readied_in_a_new_home(projects: dict[str, firmware.Project], tmp_path: Path) -> None:
+def test_platformio_is_readied_in_a_new_home(projects: dict[str, pioproject.Project], tmp_path: Path) -> None:
     """Two at once, from nothing, in a core folder of their own; then plain `pio run`, as a user would call it."""
     environment = {**os.environ, "PLATFORMIO_CORE_DIR": str(tmp_path / "core")}
     command = [sys.executable, "-m", "tte.toolchain"]

@@ -14,7 +14,7 @@ import pytest
 from test_cli import refused, snapshot, tte
 from toy import TOY, needs_cross
 
-from tte import board, firmware, flash_failures, flashing
+from tte import board, firmware, flash_failures, flashing, pioproject
 from tte.errors import BoardError, DataError, DeviceError
 
 REAL = ("stm32f746", "nucleo_f446re", "nrf52840", "rp2040")
@@ -95,7 +95,7 @@ def test_a_serial_number_that_is_not_there() -> None:
 
 def _build(folder: Path, name: str) -> Path:
     """A folder as `tte build` leaves it, but for the compiled program."""
-    made = firmware.generate_project(folder / name, TOY, board.load(name), name="toy")
+    made = pioproject.generate_project(folder / name, TOY, board.load(name), name="toy")
     (made.folder / "build.json").write_text("{}")
     return made.folder
 
@@ -189,10 +189,46 @@ def test_a_command_of_the_user_s_own(tmp_path: Path) -> None:
     assert (found.tool, found.tool_command, found.missing) == ("", "cp $SOURCE /mnt", None)
 
 
-def test_flash_kept_for_trained_state_is_spoken_of(tmp_path: Path) -> None:
-    made = firmware.generate_project(_build(tmp_path, "stm32f746"), TOY, board.load("stm32f746"), name="toy", keep_bytes=8)
-    assert "is erased" in flashing.plan(made.folder, protocol="stlink").notes[0]
-    assert not flashing.plan(made.folder, protocol="openocd").notes
+IN_PARTS = (
+    "st-flash{} write .pio/build/{}/firmware_head.bin 0x08000000 && "
+    "st-flash --reset{} write .pio/build/{}/firmware_rest.bin {}"
+)
+
+
+@needs_cross
+def test_no_upload_writes_the_flash_that_keeps_trained_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in two parts is uploaded so by the tool that would write the gap, too."""
+    tools = tmp_path / "tools"
+    _tool(tools, "st-flash", "", 0)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    for name, address in (("stm32f746", "0x08040000"), ("nucleo_f446re", "0x08020000")):
+        loaded = board.load(name)
+        assert loaded.flash
+        folder = _build(tmp_path, name)
+        pioproject.generate_project(folder, TOY, loaded, name="toy", keep_bytes=8)
+        found = flashing.plan(folder, protocol="stlink", serial="12AB")
+        probe = " --serial 12AB"
+        assert found.tool_command == IN_PARTS.format(probe, name, probe, name, address) and not found.notes
+        assert not flashing.plan(folder, protocol="openocd").notes
+        (tools / "called").write_text("")
+        (tools / "st-flash").write_text(f'#!/bin/sh\necho "$@" >> {tools}/called\n')
+        flashing.flash(found, show=lambda _: None, say=lambda _: None)
+        written = [line.split() for line in (tools / "called").read_text().splitlines()]
+        assert len(written) == 2
+        for line in written:
+            file, start = folder / line[-2] if not line[-2].startswith("/") else Path(line[-2]), int(line[-1], 0)
+            end = start + file.stat().st_size
+            assert start < end and (end <= loaded.flash.org or start >= loaded.flash.org + loaded.flash.nbytes)
+
+
+def test_a_tool_that_would_write_the_gap_is_spoken_of(tmp_path: Path) -> None:
+    folder = _build(tmp_path, "stm32f746")
+    pioproject.generate_project(folder, TOY, board.load("stm32f746"), name="toy", keep_bytes=8)
+    table = folder / "platforms/tte-cortexm/uploaders.json"
+    fields = json.loads(table.read_text())
+    del fields["stlink"]["parts"]
+    table.write_text(json.dumps(fields))
+    assert "is erased" in flashing.plan(folder, protocol="stlink").notes[0]
 
 
 def _tool(folder: Path, name: str, output: str, status: int) -> None:

@@ -251,17 +251,24 @@ GROUPS: dict[str, tuple[Callable[[], list[Graph]], bool]] = {
 }
 
 
-def bench(group: str, folder: Path, kernels: str = "portable") -> tuple[Bench, dict[str, list[Call]]]:
-    """A group's graphs in one executable, and the calls to make."""
+def bench(
+    group: str, folder: Path, kernels: str = "portable", slices: bool = False, every: int = 1
+) -> tuple[Bench, dict[str, list[Call]]]:
+    """A group's graphs in one executable, and the calls to make.
+
+    Args:
+        slices: the calls are made in slices.
+        every: of so many graphs one is taken.
+    """
     make, trains = GROUPS[group]
     plans, calls = {}, {}
-    for i, some in enumerate(batched(make(), _BATCH)):
+    for i, some in enumerate(batched(make()[::every], _BATCH)):
         name = f"{group}{i}"
         graph = merged(some, name)
         plans[name] = (training_plan if trains else inference_plan)(graph, kernels)
         whole = plans[name].program.graph
         calls[name] = training_calls(whole, i) if trains else forward_calls(whole, i)
-    return Bench(plans, folder), calls
+    return Bench(plans, folder, slices=slices), calls
 
 
 @needs("gcc")

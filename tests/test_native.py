@@ -6,7 +6,7 @@ from pathlib import Path
 
 from toy import TOY, needs_host
 
-from tte import board, firmware, native
+from tte import board, native, pioproject
 from tte.device import session
 
 _OWN, _TWIN = "0123456789abcdef", "fedcba9876543210"
@@ -15,7 +15,7 @@ _OWN, _TWIN = "0123456789abcdef", "fedcba9876543210"
 @needs_host
 def test_the_fast_program_is_the_portable_twin(tmp_path: Path) -> None:
     """Where a portable library is kept, the fast program is made of it; the checked one never is."""
-    project = firmware.generate_project(tmp_path / "p", TOY, board.load("stm32f746"), name="toy")
+    project = pioproject.generate_project(tmp_path / "p", TOY, board.load("stm32f746"), name="toy")
     twin = {path: content.decode().replace(_OWN, _TWIN) for path, content in TOY.items()}
 
     def hashes() -> list[str]:

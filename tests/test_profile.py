@@ -9,7 +9,7 @@ import pytest
 from nets import DIGITS
 from toy import LOOP, TOY, X, needs_host, needs_qemu
 
-from tte import board, codegen, firmware, native, profile, steps, verify
+from tte import board, codegen, firmware, native, pioproject, profile, steps, verify
 from tte.compiler import Options, compile_model
 from tte.device import session
 from tte.device.session import Profile
@@ -32,7 +32,7 @@ def _close(counted: Profile, plain: int) -> None:
 @pytest.mark.parametrize("machine", ["mps2-an500", "netduinoplus2", "microbit"])
 def test_every_instruction_belongs_to_a_step(machine: str, tmp_path: Path) -> None:
     """The toy's loop, 20,000 instructions longer, lies in its second step."""
-    project = firmware.generate_project(tmp_path, TOY, board.load(machine), name="toy")
+    project = pioproject.generate_project(tmp_path, TOY, board.load(machine), name="toy")
     assert project.env(profile=True) == f"{machine}_profile"
     counts = []
     for name in (project.env(), project.env(profile=True)):
@@ -55,7 +55,7 @@ def test_every_instruction_belongs_to_a_step(machine: str, tmp_path: Path) -> No
 def test_counts_of_a_model(rows: bool, tmp_path: Path) -> None:
     """Steps, and the stages of segments; the table beside the predicted figures."""
     made = compile_model(DIGITS, Options(update="last", rows=rows, target="dsp"))
-    project = firmware.generate_project(
+    project = pioproject.generate_project(
         tmp_path, codegen.render(made.plan, "digits", "test"), board.load("mps2-an500"), name="digits"
     )
     counted = profile.count(project, made)
@@ -84,7 +84,7 @@ def test_counts_of_a_model(rows: bool, tmp_path: Path) -> None:
 
 @needs_host
 def test_what_cannot_be_counted(tmp_path: Path) -> None:
-    project = firmware.generate_project(tmp_path, TOY, board.load("stm32f746"), name="toy")
+    project = pioproject.generate_project(tmp_path, TOY, board.load("stm32f746"), name="toy")
     with session.open_host(native.build_host(project)) as device, pytest.raises(DeviceError, match="does not count"):
         device.profile_train(X, 1)
     with pytest.raises(DataError, match="no finished build"):
@@ -96,6 +96,6 @@ def test_no_counter(tmp_path: Path) -> None:
     assert loaded.emulator
     blind = replace(loaded, emulator=replace(loaded.emulator, counter="none"))
     made = compile_model(DIGITS, Options(update="none"))
-    project = firmware.generate_project(tmp_path, codegen.render(made.plan, "m", "test"), blind, name="m")
+    project = pioproject.generate_project(tmp_path, codegen.render(made.plan, "m", "test"), blind, name="m")
     with pytest.raises(BoardError, match="counts no instructions"):
         profile.count(project, made)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import ctypes
 import random
 import re
-import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -16,9 +15,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import FIXTURES, TOY, X, converse, needs_host, with_define
+from toy import TOY, X, converse, needs_host, with_define
 
-from tte import board, firmware, native, resources
+from tte import board, native, pioproject, resources
 from tte.device import frame as frames
 from tte.device import protocol, session
 from tte.device.exchange import DeviceReset
@@ -133,7 +132,7 @@ class BadLine:
         self._rest = b""
         self._held = {True: b"", False: b""}
         self.done = dict.fromkeys(("lost", "doubled", "reordered", "damaged"), 0)
-        self.retry_s = 0.05
+        self.retry_s, self.begun = 0.05, 0
         self.failure, self.wait = link.failure, link.wait
 
     def write(self, data: bytes, timeout_s: float) -> None:
@@ -171,7 +170,7 @@ class BadLine:
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
-    return native.build_host(firmware.generate_project(folder, TOY, board.load("stm32f746"), name="toy"))
+    return native.build_host(pioproject.generate_project(folder, TOY, board.load("stm32f746"), name="toy"))
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +178,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a state of many frames."""
     files = with_define("#define TOY_STATE_BYTES 20000")
     files["include/toy.h"] = files["include/toy.h"].replace(b"#define TOY_STATE_BYTES 8\n", b"")
-    project = firmware.generate_project(tmp_path_factory.mktemp("large"), files, board.load("stm32f746"), name="toy")
+    project = pioproject.generate_project(tmp_path_factory.mktemp("large"), files, board.load("stm32f746"), name="toy")
     return native.build_host(project)
 
 
@@ -344,42 +343,12 @@ def test_commands_of_the_device_itself(program: Path) -> None:
         assert device.infer(X).tolist() == sums.tolist()
 
 
-# ---- any bytes
-
-
-@pytest.fixture(scope="module")
-def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Runs the fuzzer: the protocol and the toy, with sanitizers, under libFuzzer."""
-    if not shutil.which("clang"):
-        pytest.skip("clang is not installed")
-    folder = tmp_path_factory.mktemp("fuzz")
-    toy = FIXTURES / "toymodel"
-    sources = [HERE / "protocol_fuzz.c", *(FIRMWARE / f"{n}.c" for n in ("serve", "exchange", "frame", "measure", "crc32"))]
-    command = ["clang", *FLAGS, "-O1", "-g", f"-I{toy / 'include'}", "-fsanitize=fuzzer,address,undefined"]
-    command += ["-fno-sanitize-recover=all", *map(str, sources), str(toy / "src" / "toy.c"), "-o", str(folder / "fuzz")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode and "libclang_rt.fuzzer" in done.stderr:
-        pytest.skip("clang has no libFuzzer")
-    assert done.returncode == 0, done.stderr
-
-    def run(*options: str) -> str:
-        (folder / "corpus").mkdir(exist_ok=True)
-        words = [str(folder / "fuzz"), "-close_fd_mask=1", "-detect_leaks=0", *options, str(folder / "corpus")]
-        ran = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, timeout=900)
-        assert ran.returncode == 0, ran.stderr[-3000:]
-        return ran.stderr
-
-    return run
-
-
-def test_any_bytes_for_some_seconds(fuzzer: Callable[..., str]) -> None:
-    said = fuzzer("-max_total_time=4", "-max_len=2000", "-timeout=5", "-rss_limit_mb=512", "-seed=1")
-    assert int(re.search(r"fuzzed (\d+) bytes", said)[1]) > 10_000
+# ---- numbers
 
 
 def test_numbers_are_those_of_the_firmware() -> None:
     """Both sides write them down: commands, statuses, kinds of frames, and how keeping ended."""
-    text = "".join((resources.path("firmware") / "src" / n).read_text() for n in ("exchange.h", "serve.c", "store.h"))
+    text = "".join((resources.path("firmware") / "src" / n).read_text() for n in ("exchange.h", "serve_parts.h", "store.h"))
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
     found: dict[str, int] = {}
     for body in re.findall(r"enum \{(.*?)\};", text, flags=re.S):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from toy import TOY
 
-from tte import board, firmware, renode
+from tte import board, pioproject, renode
 from tte.errors import BoardError
 
 HASH = "0123456789abcdef"
@@ -82,7 +82,7 @@ def test_scripts(name: str, tmp_path: Path) -> None:
     loaded = board.load(name)
     assert loaded.renode
     files = renode.files(loaded, name, "toy", HASH)
-    made = firmware.generate_project(tmp_path / "project", TOY, loaded, name="toy", more=files)
+    made = pioproject.generate_project(tmp_path / "project", TOY, loaded, name="toy", more=files)
     folder = made.folder / "renode"
     assert not problems((folder / "toy.resc").read_text())
     script = (folder / "toy.resc").read_text()
@@ -100,7 +100,7 @@ def test_scripts(name: str, tmp_path: Path) -> None:
     assert "  ".join(f"0x{byte:02X}" for byte in renode.describe_request()) in test
     assert " ".join(f"{byte:02X}" for byte in HASH.encode()) in test
     # another board's build in the same folder leaves none of them behind
-    firmware.generate_project(made.folder, TOY, board.load("rp2040"), name="toy")
+    pioproject.generate_project(made.folder, TOY, board.load("rp2040"), name="toy")
     assert not list(folder.iterdir())
 
 

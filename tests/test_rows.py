@@ -15,7 +15,7 @@ from test_stream import Make, streamed
 from tflite_builder import GraphBuilder
 from toy import needs_host, needs_qemu
 
-from tte import board, codegen, firmware
+from tte import board, codegen, pioproject
 from tte.compiler import Compiled, Options, compile_model
 from tte.device.session import Session
 from tte.errors import ModelError
@@ -156,9 +156,9 @@ def test_packed_rows_of_odd_bits_are_not_streamed(tmp_path: Path) -> None:
 # ---- rows of the input, from the caller
 
 
-def _project(compiled: Compiled, folder: Path, name: str) -> firmware.Project:
+def _project(compiled: Compiled, folder: Path, name: str) -> pioproject.Project:
     files = {path: text.encode() for path, text in codegen.render(compiled.plan, "digits", "rows").items()}
-    return firmware.generate_project(folder, files, board.load(name), name="digits")
+    return pioproject.generate_project(folder, files, board.load(name), name="digits")
 
 
 def _still_in_step(device: Session, compiled: Compiled) -> None:

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from tte import report, resources
 from tte.data import Dataset, Port, load
+from tte.display import Display
 from tte.errors import DataError, TteError
-from tte.run import CROSS_ENTROPY_LOSS_SCALE, FULL_RATE, Display, Event, RunLog, Schedule, run
+from tte.run import CROSS_ENTROPY_LOSS_SCALE, FULL_RATE, Event, RunLog, Schedule, run
 
 Int8 = np.ndarray
 
@@ -25,6 +26,7 @@ class Answer:
     loss: int
     instructions: int
     logits: Int8
+    step: int
 
 
 class Learner:
@@ -53,7 +55,7 @@ class Learner:
         loss = -np.log2(p[label] + 1e-12) * 256
         p[label] -= 1
         self.w -= self.rate * self.controls[-1][0] / FULL_RATE * np.outer(p, v)
-        return Answer(round(loss), 1000 + len(self.trained) % 3, p.astype(np.int8))
+        return Answer(round(loss), 1000 + len(self.trained) % 3, p.astype(np.int8), len(self.trained))
 
     def set_control(self, learning_rate: int, seed: int, step: int) -> None:
         assert step == len(self.trained)
@@ -68,7 +70,7 @@ class Copier:
 
     def train(self, x: Int8, label: int, target: Int8 | None) -> Answer:
         assert target is not None
-        return Answer(int(((x // 2 - target.astype(int)) ** 2).sum()), 0, x)
+        return Answer(int(((x // 2 - target.astype(int)) ** 2).sum()), 0, x, 0)
 
     def set_control(self, learning_rate: int, seed: int, step: int) -> None: ...
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from toy import TOY, WRITE_PAST_RAM, X, converse, needs_qemu
 
-from tte import board, firmware, toolchain
+from tte import board, firmware, pioproject, toolchain
 from tte.board import Board
 from tte.device import session
 from tte.device.link import ProcessLink
@@ -46,7 +46,7 @@ def test_conversation_over_serial_port(driver: str, tmp_path: Path) -> None:
     make, machine = CASES[driver]
     loaded = make(tmp_path)
     assert loaded.link == driver and not loaded.is_emulated
-    elf = firmware.build(firmware.generate_project(tmp_path / "project", TOY, loaded, name="toy")).elf
+    elf = firmware.build(pioproject.generate_project(tmp_path / "project", TOY, loaded, name="toy")).elf
     command = [toolchain.require(toolchain.QEMU), *machine, "-display", "none", "-monitor", "none", "-kernel", str(elf)]
     # what arrives before the port is open is lost, as on a board: so requests are repeated
     with closing(ProcessLink(command, what="the emulated board", retry_s=0.5)) as link:
@@ -63,7 +63,7 @@ def test_conversation_over_serial_port(driver: str, tmp_path: Path) -> None:
 @needs_qemu
 def test_conversation_over_the_emulators_own_uart(tmp_path: Path) -> None:
     loaded = board.load("mps2-an386")
-    project = firmware.generate_project(tmp_path, TOY, loaded, name="toy")
+    project = pioproject.generate_project(tmp_path, TOY, loaded, name="toy")
     elf = firmware.build(project, project.env(emulated=True, uart=True)).elf
     with session.open_qemu(elf, loaded, uart=True, timeout_s=60) as device:
         counts = converse(device)
@@ -72,4 +72,4 @@ def test_conversation_over_the_emulators_own_uart(tmp_path: Path) -> None:
     with session.open_qemu(elf, loaded, uart=True, timeout_s=60) as device, pytest.raises(DeviceError, match=says):
         device.train(X, WRITE_PAST_RAM)
     with pytest.raises(BoardError, match="no serial port"):
-        firmware.generate_project(tmp_path, TOY, board.load("microbit"), name="toy").env(emulated=True, uart=True)
+        pioproject.generate_project(tmp_path, TOY, board.load("microbit"), name="toy").env(emulated=True, uart=True)

@@ -5,34 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jinja2
-import numpy as np
 
 from tte import resources
-from tte.ir import Array, Node, Role, Tensor, TensorType
+from tte.emit import C_TYPES, Constants, Names, comment
+from tte.emit import c_name as c_name
+from tte.ir import Node, Role, TensorType
+from tte.latent import frozen_cut
 from tte.ops.base import Kernel
 from tte.ops.loss import Loss
-from tte.ops.segment import Segment
+from tte.ops.segment import Ring, Segment
 from tte.planner.arena import Plan
 from tte.planner.kernels import rolling_bytes
 from tte.planner.schedule import Buffer
-from tte.reference import pack
+from tte.slices import Pieces, pieces, row_price, sliced
+from tte.steps import expected, row_work
 from tte.training.autodiff import LOSS, TRUTH
 
-_C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "uint16": "uint16_t", "int32": "int32_t"}
-_C_TYPES |= {"bit": "uint8_t", "int4": "uint8_t"}
 _STATE_ALIGN = 4
-_NAME_LIMIT = 48
 _FN = "@fn@"  # a kernel's name while its text is compared
-_HEADERS = frozenset({
-    "assert", "complex", "ctype", "errno", "fenv", "float", "inttypes", "iso646", "limits", "locale", "math", "setjmp",
-    "signal", "stdalign", "stdarg", "stdatomic", "stdbool", "stddef", "stdint", "stdio", "stdlib", "stdnoreturn",
-    "string", "strings", "tgmath", "threads", "time", "uchar", "unistd", "wchar", "wctype", "main",
-})  # fmt: skip
-
 
 @dataclass(frozen=True)
 class StateSlot:
@@ -58,60 +51,55 @@ def state_bytes(plan: Plan) -> int:
     return slots[-1].offset + -(-slots[-1].type.nbytes // _STATE_ALIGN) * _STATE_ALIGN if slots else 0
 
 
-@dataclass
-class _Names:
-    """C identifiers for tensor names: readable, unique, stable."""
-
-    taken: dict[object, str] = field(default_factory=dict)
-
-    def __call__(self, name: str, key: object = None) -> str:
-        """The identifier of a tensor, or of what else `key` stands for."""
-        key = key or name
-        if key not in self.taken:
-            base = re.sub(r"\W+", "_", name.split(";")[0], flags=re.ASCII).strip("_")[-48:].strip("_") or "t"
-            base = f"t_{base}" if base[0].isdigit() else base
-            wish, i = base, 1
-            while wish in self.taken.values():
-                wish, i = f"{base}_{i}", i + 1
-            self.taken[key] = wish
-        return self.taken[key]
-
-
 @dataclass(frozen=True)
 class Step:
-    """One call in the generated program."""
+    """One call in the generated program.
+
+    Attributes:
+        pieces: how it is cut, in a program whose calls can be resumed.
+        rows: of a segment, the function that runs it.
+    """
 
     index: int
     comment: str
     call: str
+    pieces: Pieces | None = None
+    rows: str = ""
 
 
-def c_name(wish: str) -> str:
-    """A model's name as a C identifier and folder name; no keyword, and no name of a header that C or tte includes."""
-    name = re.sub(r"\W+", "_", wish, flags=re.ASCII).strip("_").lower()[:_NAME_LIMIT].strip("_") or "model"
-    taken = name in _HEADERS or name.startswith("tte") or name[0].isdigit()
-    return f"m_{name}" if taken else name
+@dataclass(frozen=True)
+class _Rows:
+    """The function of a segment: its stages (comment, call), their order, rolling buffers and instructions a row."""
+
+    fn: str
+    name: str
+    stages: list[tuple[str, str]]
+    order: list[str]
+    rings: list[tuple[str, Ring, int, int]]
+    prices: list[int]
 
 
-def comment(text: str) -> str:
-    """Text that cannot end or upset a C comment, whatever names it holds: printable ASCII without an asterisk."""
-    return re.sub(r"[^ -)+-~]", "_", text)
-
-
-def render(plan: Plan, name: str, note: str, target: str = "", *, switches: bool = False) -> dict[str, str]:
+def render(
+    plan: Plan, name: str, note: str, target: str = "", *,
+    switches: bool = False, latent: bool = False, resumable: bool = False,
+) -> dict[str, str]:  # fmt: skip
     """The library: file path to text.
 
     Args:
         name: C prefix and library name, an identifier.
         note: one line for people: model, scheme, numerics.
         target: code for another target than the plan's, in the same memory: "portable" for the host's fast twin.
+        latent: also steps from the frozen cut (`tte.latent`), where the program trains.
+        resumable: every call can also be done in slices (`tte.slices`).
         switches: every step can be switched off, for `tte.search.twin`; `src/twin.c` drives it.
     """
-    return _Library(plan, name, note, target or plan.program.target, switches).files()
+    return _Library(plan, name, note, target or plan.program.target, switches, latent, resumable).files()
 
 
 class _Library:
-    def __init__(self, plan: Plan, name: str, note: str, target: str, switches: bool) -> None:
+    def __init__(
+        self, plan: Plan, name: str, note: str, target: str, switches: bool, latent: bool, resumable: bool
+    ) -> None:
         self.plan, self.name, self.note, self.target, self.switches = plan, name, comment(note), target, switches
         self.needs: set[str] = set()
         self.program, self.graph = plan.program, plan.program.graph
@@ -120,12 +108,13 @@ class _Library:
             loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
         )
         self.env.globals["switches"] = switches  # kernels of a search keep channels
-        self.names = _Names()
-        self.functions: dict[tuple[str, tuple[tuple[str, object], ...]], str] = {}
+        self.names = Names()
+        self.constants = Constants(name, self.names)
+        self.functions: dict[tuple[str, bool, tuple[tuple[str, object], ...]], str] = {}
         self.bodies: dict[str, str] = {}
-        self.segments: list[dict[str, object]] = []
-        self.tables: dict[str, str] = {}
-        self.shared: dict[tuple[str, str, bytes], str] = {}
+        self.segments: list[_Rows] = []
+        self.cut = frozen_cut(plan) if latent and plan.program.trains else None
+        self.resumable = resumable
         self.slots = {s.name: s for s in state_slots(plan)}
 
     def files(self) -> dict[str, str]:
@@ -142,6 +131,8 @@ class _Library:
             **{f"src/{file}": (resources.path("templates") / file).read_text(encoding="utf-8") for file in self._runtime()},
             "library.json": json.dumps(self._manifest(), indent=2) + "\n",
         }
+        if self.resumable:
+            rendered |= _examples()
         if self.switches:
             rendered["src/twin.c"] = self.env.get_template("twin.c.j2").render(context)
         return {path: re.sub(r"\n{3,}", "\n\n", text) for path, text in rendered.items()}
@@ -167,7 +158,7 @@ class _Library:
         truth = graph.tensors.get(TRUTH)
         loss = next((n.op for n in graph.nodes if isinstance(n.op, Loss)), None)
         by_label = truth is not None and truth.type.dtype == "int32"
-        initial = [(s, self.symbol(graph.tensors[s.name])) for s in self.slots.values() if graph.data(s.name).any()]
+        initial = [(s, self.constants.symbol(graph.tensors[s.name])) for s in self.slots.values() if graph.data(s.name).any()]
         return {
             "name": self.name,
             "upper": self.name.upper(),
@@ -198,14 +189,39 @@ class _Library:
             "shared": [s for s in steps if s.index < program.shared],
             "alone": [s for s in steps if program.shared <= s.index < program.forward],
             "training": [s for s in steps if s.index >= program.forward],
+            "resumable": self.resumable,
+            "lines": steps,
+            "most_pieces": max((s.pieces.count for s in steps if s.pieces), default=0),
+            "longest_piece": max((s.pieces.largest for s in steps if s.pieces), default=0),
+            "most_stages": max((len(s.prices) for s in self.segments), default=0),
+            **self._latent(steps),
             "functions": [
                 body.replace(_FN, name).replace(f"static void {name}(", f"TTE_NOINLINE\nstatic void {name}(", 1)
                 for body, name in self.bodies.items()
             ],
             "dsp": "dsp" in self.needs,
-            "tables": self.tables,
-            "declarations": list(declarations(self.tables)),
+            "tables": self.constants.texts,
+            "declarations": list(self.constants.declarations()),
         }
+
+    def _latent(self, steps: list[Step]) -> dict[str, object]:
+        cut = self.cut
+        if cut is None:
+            return {"latent": False}
+        return {
+            "latent": True,
+            "cut": cut,
+            "split": sum(s.index < cut.step for s in steps),
+            "rows_cross": self._rows_cross,
+            "crossing": [
+                {"name": comment(p.name), "at": f"AT_{self.names(p.name)}", "nbytes": p.nbytes} for p in cut.parts
+            ],
+        }
+
+    @property
+    def _rows_cross(self) -> bool:
+        """Whether the latent is the input, of which the caller supplies the rows."""
+        return self.cut is not None and self.cut.step == 0 and bool(self.program.supplied)
 
     def _view(self, name: str) -> dict[str, object]:
         tensor = self.graph.tensors[name]
@@ -216,7 +232,7 @@ class _Library:
             "offset": self.plan.offsets.get(name, 0),
             "nbytes": tensor.type.nbytes,
             "elements": tensor.type.elements,
-            "c_type": _C_TYPES[tensor.type.dtype],
+            "c_type": C_TYPES[tensor.type.dtype],
             "type": str(tensor.type),
             "first": buffer.first,
             "last": buffer.last,
@@ -231,20 +247,25 @@ class _Library:
         outputs = [o for o in node.outputs if self.graph.tensors[o].role is not Role.PARAM]
         changed = set(self.graph.mutated(node))
         args = [self._argument(n, n in changed) for n in node.inputs]
-        args += [self._table(node, label, data) for label, data in kernel.tables]
+        args += [self.constants.table(node, label, data) for label, data in kernel.tables]
         args += [self._argument(n, True) for n in outputs]
         if kernel.workspace:
             args.append(f"arena + {self.plan.workspaces[index]}")
         if kernel.control:
-            args.append("&control")
+            args.append("&now.control" if self.resumable else "&control")
+        cut = self.resumable and sliced(kernel)
+        if cut:
+            args.append("&now.piece")
         shapes = " ".join(str(self.graph.type(n)) for n in (*node.inputs[:1], *outputs[:1])).split(" (")[0]
         about = comment(f"{index} {node.name}: {node.op.title} {shapes}")
-        return Step(index, about, f"{self._function(kernel)}({', '.join(args)});")
+        work = expected(node, self.program.types(node), kernel)
+        parts = pieces(kernel, work, self.target) if self.resumable else None
+        return Step(index, about, f"{self._function(kernel, cut)}({', '.join(args)});", parts)
 
     def _rows(self, index: int, node: Node, segment: Segment) -> Step:
         """A segment: a function of its own that runs the stages in the order of rows."""
         base = self.plan.workspaces.get(index, 0)
-        stages = []
+        stages, prices = [], []
         for i, (inner, kernel) in enumerate(zip(segment.nodes, self.program.stage_kernels(node, self.target), strict=True)):
             rule = segment.rule(i)
 
@@ -252,23 +273,27 @@ class _Library:
                 return self._row_argument(segment, base, name, writes, "" if whole else f"row[{i}]")
 
             args = [place(n, False) for n in inner.inputs]
-            args += [self._table(inner, label, data) for label, data in kernel.tables]
+            args += [self.constants.table(inner, label, data) for label, data in kernel.tables]
             args += [place(n, True) for n in inner.outputs]
             if kernel.workspace:
                 args.append(f"arena + {base + rolling_bytes(segment)}")
             args += [f"row[{i}]"] * rule.whole
             about = comment(f"{inner.name}: {inner.op.title}")
+            prices.append(row_price(row_work(segment, inner, kernel), self.target))
             stages.append((about, f"{self._function(kernel)}({', '.join(args)});"))
         if segment.supplied:
             i = len(segment.nodes)
             where = self._row_argument(segment, base, segment.supplied, True, f"row[{i}]")
-            stages.append((comment(f"{segment.supplied}: from the caller"), f"{self.name}_read_row(row[{i}], {where});"))
+            prices.append(segment.type(segment.supplied).nbytes // segment.type(segment.supplied).shape[1] + 20)
+            reader = "supply_row" if self._rows_cross else f"{self.name}_read_row"
+            stages.append((comment(f"{segment.supplied}: from the caller"), f"{reader}(row[{i}], {where});"))
         order = segment.order
         numbers = [", ".join(map(str, order.stages[i : i + 32])) for i in range(0, len(order.stages), 32)]
         rings = [(comment(n), ring, base + ring.offset, segment.type(n).shape[1]) for n, ring in order.rings.items()]
         function = f"rows_{len(self.segments)}"
-        self.segments.append({"fn": function, "name": comment(node.name), "stages": stages, "order": numbers, "rings": rings})
-        return Step(index, comment(f"{index} {node.name}: row by row"), f"{function}();")
+        self.segments.append(_Rows(function, comment(node.name), stages, numbers, rings, prices))
+        parts = Pieces(len(order.stages), max(prices), len(order.stages), 0)
+        return Step(index, comment(f"{index} {node.name}: row by row"), f"{function}();", parts, function)
 
     def _row_argument(self, segment: Segment, base: int, name: str, writes: bool, row: str) -> str:
         """A tensor as an argument of a row step; with `row`, the address of that row."""
@@ -285,14 +310,14 @@ class _Library:
         if row:
             held = segment.held(name)
             at += " + " + (f"{row} % {held} * {row_bytes}" if held < t.shape[1] else f"{row} * {row_bytes}")
-        return f"({'' if writes else 'const '}{_C_TYPES[t.dtype]} *)({at})"
+        return f"({'' if writes else 'const '}{C_TYPES[t.dtype]} *)({at})"
 
-    def _function(self, kernel: Kernel) -> str:
-        key = (kernel.template, tuple(sorted(kernel.params.items())))
+    def _function(self, kernel: Kernel, cut: bool = False) -> str:
+        key = (kernel.template, cut, tuple(sorted(kernel.params.items())))
         self.needs.add(kernel.needs)
         if key not in self.functions:
             template = self.env.get_template(f"kernels/{kernel.template}.c.j2")
-            body = template.render(kernel.params, fn=_FN).strip()
+            body = template.render(kernel.params, fn=_FN, slices=cut).strip()
             # Parameters that do not show in the text (sizes in a table) make no other function.
             base = kernel.template.replace("/", "_")
             count = sum(1 for name in self.bodies.values() if name.rpartition("_")[0] == base)
@@ -302,42 +327,19 @@ class _Library:
     def _argument(self, name: str, writes: bool) -> str:
         tensor = self.graph.tensors[name]
         const = "" if writes else "const "
-        pointer = f"({const}{_C_TYPES[tensor.type.dtype]} *)"
+        pointer = f"({const}{C_TYPES[tensor.type.dtype]} *)"
         if tensor.role is Role.CONST:
-            return self.symbol(tensor)
+            return self.constants.symbol(tensor)
         if tensor.role is Role.PARAM:
             return f"{pointer}(state + IN_{self.names(name)})"
         return f"{pointer}(arena + AT_{self.names(name)})"
 
-    def symbol(self, tensor: Tensor) -> str:
-        """The C name of a constant (or of a parameter's initial contents), which is emitted once."""
-        symbol = f"{self.name}_data_{self.names(tensor.name)}"
-        if symbol not in self.tables:
-            assert tensor.data is not None
-            data = tensor.data
-            if tensor.type.dtype in ("bit", "int4"):
-                data = np.frombuffer(pack(data, tensor.type.dtype), np.uint8)
-            self.tables[symbol] = self._array(symbol, data, comment(f"{tensor.name}: {tensor.type}"))
-        return symbol
 
-    def _table(self, node: Node, label: str, data: Array) -> str:
-        # Many layers share tables (the powers of two, equal channels): one copy in flash serves them.
-        key = (label, str(data.dtype), data.tobytes())
-        if key not in self.shared:
-            wish = f"{node.name.split(';')[0]}/{label}"
-            symbol = self.shared[key] = f"{self.name}_data_{self.names(wish, key)}"
-            self.tables[symbol] = self._array(symbol, data, "")
-        return self.shared[key]
-
-    @staticmethod
-    def _array(symbol: str, data: Array, about: str) -> str:
-        flat = data.ravel()
-        lines = [", ".join(map(str, flat[i : i + 24].tolist())) for i in range(0, flat.size, 24)]
-        head = f"/* {about} */\n" if about else ""
-        body = ",\n    ".join(lines)
-        # Words are read from arrays of bytes, too.
-        align = "" if data.dtype.itemsize == 4 else "_Alignas(4) "
-        return f"{head}{align}const {_C_TYPES[str(data.dtype)]} {symbol}[{flat.size}] = {{\n    {body}}};"
+def _examples() -> dict[str, str]:
+    """Programs round a model that learns in slices, for people to start from; PlatformIO compiles none of a library's."""
+    folder = resources.path("firmware") / "examples"
+    files = sorted(p for p in folder.rglob("*") if p.suffix in (".c", ".h"))
+    return {f"examples/{p.relative_to(folder).as_posix()}": p.read_text(encoding="utf-8") for p in files}
 
 
 def model_hash(plan: Plan) -> str:
@@ -348,10 +350,3 @@ def model_hash(plan: Plan) -> str:
         if t.data is not None:
             digest.update(t.name.encode() + t.data.tobytes())
     return digest.hexdigest()[:16]
-
-
-def declarations(tables: Mapping[str, str]) -> Iterable[str]:
-    """`extern` lines for the constants."""
-    for symbol, text in tables.items():
-        kind = text.split("*/\n")[-1].split("const ")[1].split(" ")[0]
-        yield f"extern const {kind} {symbol}[];"

@@ -10,6 +10,7 @@ from tte import passes
 from tte.errors import ModelError
 from tte.frontend import tflite
 from tte.ir import Builder, Graph, verify
+from tte.life import Life
 from tte.ops.loss import Loss, MeanSquaredError, SoftmaxCrossEntropy
 from tte.passes.dead import eliminate_dead
 from tte.passes.save_channels import save_channels
@@ -42,6 +43,7 @@ class Options:
         stream: whether stretches of the forward pass may run row by row.
         budget: an arena of so many bytes is small enough: beyond it, fewer instructions are preferred; 0: the smallest.
         target: what code is generated for: "portable", or "dsp" (see `tte.planner.kernels.TARGETS`).
+        life: what the program does beside learning; changes nothing of the plan.
     """
 
     classes: int = 0
@@ -53,6 +55,7 @@ class Options:
     stream: bool = True
     budget: int = 0
     target: str = "portable"
+    life: Life = Life()
 
 
 @dataclass(frozen=True)

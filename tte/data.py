@@ -126,6 +126,7 @@ def load(
     output: Port | None = None,
     seed: int = 0,
     test_fraction: float = 0.2,
+    inputs_only: bool = False,
 ) -> Dataset:
     """Read samples for a model.
 
@@ -137,6 +138,7 @@ def load(
         output: output of a mean squared error model; y holds targets, or is absent: then each sample is its own target.
         seed: splits `x, y`.
         test_fraction: share of `x, y` that is held out, above 0 and below 1.
+        inputs_only: no y is looked at (labels are 0), and `x` is held out whole, in the file's order.
 
     Raises:
         DataError: a missing or corrupt file or array, a wrong shape or type, a label out of range, NaN, infinity.
@@ -166,20 +168,22 @@ def load(
         x = arrays[x_name]
         if x.ndim < 2 or 0 in x.shape:
             raise _bad(path, x_name, f"shape {_dims(x.shape)} holds no samples", "the first dimension counts samples")
-        y = arrays.get(y_name)
+        y = None if inputs_only else arrays.get(y_name)
         if y is not None and (y.ndim == 0 or len(y) != len(x)):
-            raise _bad(
-                path, y_name, f"{_dims(y.shape)} does not match {len(x)} samples in {x_name}", "one entry a sample"
-            )
+            raise _bad(path, y_name, f"{_dims(y.shape)} does not match {len(x)} samples in {x_name}", "one entry a sample")
         fit = _fit_of(path, x_name, x.shape[1:], model_input)
         xs[half] = _quantise(path, x_name, x, model_input, said, "input").reshape(len(x), *fit.stored)
         said += fit.notes
-        if classes is not None:
+        if inputs_only:
+            ys[half] = np.zeros(len(x), np.int64)
+        elif classes is not None:
             ys[half] = _labels(path, y_name, y, classes)
         else:
             assert output is not None
             ys[half] = _targets(path, y_name, y, output, math.prod(fit.shape), said)
-    if "test" not in xs:
+    if "test" not in xs and inputs_only:
+        xs["test"], ys["test"] = xs["train"], ys["train"]
+    elif "test" not in xs:
         said.append(_split(xs, ys, seed, test_fraction, path))
     if (ys["train"] is None) != (ys["test"] is None):
         raise _bad(path, "", "only one of y_train and y_test is there", "give both, or neither")

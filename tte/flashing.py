@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tte import firmware, flash_failures, keeping, project, toolchain
+from tte import firmware, flash_failures, keeping, pioproject, project, toolchain
 from tte.errors import BoardError, DataError, DeviceError, ToolchainError
 
 _TABLE = "platforms/tte-cortexm/uploaders.json"  # the build's own copy: what PlatformIO will read
 _SERIAL = re.compile(r"[0-9A-Za-z:._-]{1,128}")
 _PROTOCOL_VARIABLE = "TTE_UPLOAD_PROTOCOL"  # read by firmware/platform/builder/main.py
 _KEPT_OUTPUT = 1 << 16  # characters of a tool's output that are looked at
+# A flat image spans the sectors for trained state where they lie before the program.
+_GAP = ("the image spans the flash that keeps trained state: what the board kept there is erased",)
 _END_S = 5.0  # for a tool that was asked to end
 _INSTALL = {
     "openocd": "apt-get install openocd",
@@ -47,7 +49,7 @@ class Upload:
         notes: what to know before.
     """
 
-    project: firmware.Project
+    project: pioproject.Project
     env: str
     protocol: str
     tool: str
@@ -102,7 +104,7 @@ def plan(folder: Path, *, protocol: str | None = None, serial: str | None = None
     """
     if not (folder / project.MANIFEST).is_file():
         raise DataError("no finished build here", where=str(folder), remedy="run `tte build ... --out DIR`")
-    made = firmware.open_project(folder)
+    made = pioproject.open_project(folder)
     board = made.board
     if board.is_emulated:
         raise BoardError(
@@ -128,20 +130,24 @@ def plan(folder: Path, *, protocol: str | None = None, serial: str | None = None
             )  # fmt: skip
         return Upload(made, env, chosen, "", own, serial, ())
     uploader = _uploader(made, chosen)
+    regions = keeping.program_memory(board, board.flash_org, keeps=made.keeps)
+    parts = uploader["parts"] if len(regions) > 1 else ""
     values = {name: value for name, value in fields.items() if isinstance(value, (str, int))}
+    values |= {"head": f".pio/build/{env}/firmware_head.bin", "rest": f".pio/build/{env}/firmware_rest.bin"}
+    values |= {"program_address": f"0x{regions[-1][1]:08x}", "file": f".pio/build/{env}/{uploader['image']}"}
     try:
-        probe = uploader["probe"].format(serial=serial) if serial else ""
-        image = f".pio/build/{env}/{uploader['image']}"
-        command = " ".join(uploader["command"].format(**{**values, "file": image, "probe": probe}).split())
+        values["probe"] = uploader["probe"].format(serial=serial) if serial else ""
+        command = " ".join((parts or uploader["command"]).format(**values).split())
     except KeyError as error:
         raise BoardError(
             f"uploading by {chosen} needs the field upload.{error.args[0]} in the board's JSON", where=board.name,
             remedy="add it, or choose another by --protocol",
         ) from None  # fmt: skip
-    return Upload(made, env, chosen, uploader["tool"], command, serial, _notes(made, uploader["image"]))
+    notes = _GAP if len(regions) > 1 and uploader["image"].endswith(".bin") and not parts else ()
+    return Upload(made, env, chosen, uploader["tool"], command, serial, notes)
 
 
-def _own_command(made: firmware.Project, env: str) -> str:
+def _own_command(made: pioproject.Project, env: str) -> str:
     """The user's `upload_command` in platformio.ini, which PlatformIO prefers to any protocol; "" if there is none."""
     ini = configparser.ConfigParser(interpolation=None)
     ini.read(made.folder / "platformio.ini", encoding="utf-8")
@@ -149,10 +155,11 @@ def _own_command(made: firmware.Project, env: str) -> str:
     return " ".join(ini[sections[0]]["upload_command"].split()) if sections else ""
 
 
-def _uploader(made: firmware.Project, protocol: str) -> dict[str, str]:
+def _uploader(made: pioproject.Project, protocol: str) -> dict[str, str]:
     try:
         table = json.loads((made.folder / _TABLE).read_text(encoding="utf-8"))
         found = {key: str(table[protocol][key]) for key in ("tool", "image", "command", "probe")}
+        found["parts"] = str(table[protocol].get("parts", ""))
     except (OSError, ValueError, TypeError):
         raise DataError(
             "the build comes from an older version of tte", where=str(made.folder), remedy="run `tte build` again"
@@ -163,14 +170,6 @@ def _uploader(made: firmware.Project, protocol: str) -> dict[str, str]:
             remedy="choose another by --protocol, or `upload_command` in platformio.ini and --protocol custom",
         ) from None  # fmt: skip
     return found
-
-
-def _notes(made: firmware.Project, image: str) -> tuple[str, ...]:
-    """A flat image spans the sectors for trained state where they lie before the program."""
-    regions = keeping.program_memory(made.board, made.board.flash_org, keeps=made.keeps)
-    if image.endswith(".bin") and len(regions) > 1:
-        return ("the image spans the flash that keeps trained state: what the board kept there is erased",)
-    return ()
 
 
 def flash(upload: Upload, *, show: Callable[[str], None], say: Callable[[str], None], timeout_s: float = 900) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tte import keeping, toolchain
 from tte.errors import DataError, ToolchainError
-from tte.firmware import COMMON_FLAGS, HOST_SOURCES, Project
+from tte.pioproject import COMMON_FLAGS, HOST_SOURCES, Project
 
 #: Where a project keeps the library without any core's own instructions, if its own has some: made by `keep_portable`.
 PORTABLE = Path("host", "portable")
@@ -40,13 +40,13 @@ def build_host(project: Project, *, sanitize: bool = True, trace: bool = False, 
     library = project.folder / "lib" / project.library
     if not sanitize and (project.folder / PORTABLE).is_dir():
         library = project.folder / PORTABLE
-    names = dict.fromkeys((*HOST_SOURCES, *(keeping.HOST_SOURCES if project.keeps else ())))
+    names = dict.fromkeys((*HOST_SOURCES, *project.life.sources, *(keeping.HOST_SOURCES if project.keeps else ())))
     sources = [project.folder / "src" / name for name in names]
     sources += sorted((library / "src").rglob("*.c"))
     read = sorted({*sources, *(project.folder / "src").glob("*.h"), *(library / "src").rglob("*.h")})
     read += sorted((library / "include").rglob("*.h"))
     flags = [*COMMON_FLAGS, *(_SANITIZE if sanitize else _FAST), *(("-DTTE_TRACE",) if trace else ())]
-    flags += ["-DTTE_BOARD_NAME=host", *(["-DTTE_KEEP=1"] if project.keeps else [])]
+    flags += ["-DTTE_BOARD_NAME=host", *project.life.macros]
     own = library.relative_to(project.folder)
     flags += [f"-I{folder}" for folder in ("src", own / "include", own / "src")]
     digest = hashlib.sha256(repr((compiler, flags)).encode())

@@ -12,7 +12,7 @@ from tte.compiler import Compiled
 from tte.device import session as sessions
 from tte.device.session import Profile
 from tte.errors import BoardError, DataError
-from tte.firmware import Project
+from tte.pioproject import Project
 from tte.project import MANIFEST, STEPS
 from tte.steps import StepCost
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import tte
-from tte import codegen, files, firmware, native, renode, steps, toolchain
+from tte import codegen, files, firmware, keeping, latent, native, pioproject, renode, steps, toolchain
 from tte.board import Board
 from tte.compiler import Compiled, Options, compile_model
 from tte.errors import BoardError, DataError, ModelError, ToolchainError
 from tte.ir import Role
+from tte.life import Life, from_facts
 from tte.planner.arena import Plan
 from tte.training.autodiff import TRUTH, Numerics
 
@@ -24,12 +26,14 @@ STEPS = "steps.txt"  # what each step is and costs, for people
 _KEPT = "source"
 FIRMWARE_ROOM = 512  # bytes for the firmware's own variables, where RAM is to be shared out
 STACK_ROOM = 1536  # bytes of stack where the board's usual reserve does not fit; fast depthwise kernels may need some 1,050
-_MORE_FLASH = "a board with more flash, or a smaller model"
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a build needs of a board, in bytes; `ram` and `flash` are the linker's figures plus the stack bound."""
+    """What a build needs of a board, in bytes; `ram` and `flash` are the linker's figures plus the stack bound.
+
+    `flash_gap_bytes` of the flash lie empty, between the vectors and the sectors that keep trained state.
+    """
 
     ram_bytes: int
     flash_bytes: int
@@ -41,6 +45,7 @@ class Memory:
     flash_limit: int
     lower_bound: int
     peak_step: str
+    flash_gap_bytes: int = 0
 
     @property
     def fits(self) -> bool:
@@ -49,7 +54,7 @@ class Memory:
 
 @dataclass(frozen=True, eq=False)
 class Build:
-    """A finished build."""
+    """A finished build; `kept`: what keeping its state takes, if it does."""
 
     folder: Path
     name: str
@@ -57,6 +62,7 @@ class Build:
     compiled: Compiled
     memory: Memory
     hash: str
+    kept: keeping.Kept | None = None
 
     @property
     def steps(self) -> tuple[steps.StepCost, ...]:
@@ -79,6 +85,7 @@ class Build:
             "pruned": asdict(c.pruned) if c.pruned else None,
             **asdict(self.memory),
             "fits": self.memory.fits,
+            "kept": asdict(self.kept) | {"saves": self.kept.saves} if self.kept else None,
             "schedule": [line.as_dict() for line in self.steps],
         }
 
@@ -109,10 +116,13 @@ def build(
     options = replace(options, target=board.target)
     compiled = compile_model(model, options, say)
     limit = min(ram or board.ram_bytes, board.ram_bytes)
-    refuse_unless_it_fits(compiled.plan, board, limit)
+    _refuse_what_cannot_live(compiled, options.life)
+    state = codegen.state_bytes(compiled.plan)
+    kept = keeping.kept(board, state, options.life.past_in_flash) if options.life.keep else None
+    refuse_unless_it_fits(compiled.plan, board, limit, kept)
     if ram:
         # It fits at its smallest: spend what is left on fewer instructions.
-        room = limit - codegen.state_bytes(compiled.plan) - STACK_ROOM - FIRMWARE_ROOM
+        room = limit - state - STACK_ROOM - FIRMWARE_ROOM - _room_for(options.life, compiled.plan)
         options = replace(options, budget=max(room, 0))
         compiled = compile_model(model, options, say)
     if dump_ir is not None:
@@ -121,38 +131,43 @@ def build(
         say("arm-none-eabi-gcc is not on PATH: PlatformIO will fetch it")
     name = codegen.c_name(compiled.forward.name)
     note = f"{compiled.forward.name}, {compiled.scheme} update, {compiled.options.numerics.mode}, for {board.title}"
-    sources = codegen.render(compiled.plan, name, note)
+    life = options.life
+    render = functools.partial(
+        codegen.render, compiled.plan, name, note, latent=life.latent, resumable=life.resumable
+    )
+    sources = render()
     digest = codegen.model_hash(compiled.plan)
     with _removed_on_failure(out):
         say(f"compiling for {board.title}")
         try:
-            result = _build_within(out, sources, board, name, limit, compiled.plan, digest)
+            result = _build_within(out, sources, board, name, limit, compiled.plan, digest, life)
         except BoardError as error:
-            remedy = _remedy(compiled.plan) if "RAM" in error.limit else _MORE_FLASH if "FLASH" in error.limit else error.remedy
+            flash = _more_flash(kept) if "FLASH" in error.limit else error.remedy
+            remedy = _remedy(compiled.plan) if "RAM" in error.limit else flash
             raise BoardError(error.what, where=error.where, limit=error.limit, remedy=remedy) from None
         _agree(compiled.plan, result)
-        memory = _memory(compiled.plan, result, board, limit)
+        memory = _memory(compiled.plan, result, board, kept, limit)
         if memory.ram_bytes > limit:
             raise too_large("RAM", memory.ram_bytes, limit, board, compiled.plan)
-        finished = Build(out, name, board, compiled, memory, digest)
-        own = options.target != "portable"
-        native.keep_portable(out, codegen.render(compiled.plan, name, note, target="portable") if own else None)
+        finished = Build(out, name, board, compiled, memory, digest, kept)
+        native.keep_portable(out, render("portable") if options.target != "portable" else None)
         _keep(finished, model, options)
     return finished
 
 
 def _build_within(
-    out: Path, sources: Mapping[str, str], board: Board, name: str, limit: int, plan: Plan, digest: str
+    out: Path, sources: Mapping[str, str], board: Board, name: str, limit: int, plan: Plan, digest: str, life: Life
 ) -> firmware.BuildResult:
     """Lays out and builds the project; where RAM is short, the stack gets what its bound asks for and no more."""
     window = limit // 32 * 32 if limit < board.ram_bytes else None
-    static = plan.arena_bytes + codegen.state_bytes(plan) + FIRMWARE_ROOM
+    static = plan.arena_bytes + codegen.state_bytes(plan) + FIRMWARE_ROOM + _room_for(life, plan)
     scripts = renode.files(board, board.name, name, digest)
 
     def attempt(stack: int) -> firmware.BuildResult:
-        made = firmware.generate_project(
-            out, sources, board, name=name, stack_bytes=stack, ram_window_bytes=window, more=scripts
-        )
+        made = pioproject.generate_project(
+            out, sources, board, name=name, stack_bytes=stack, ram_window_bytes=window, more=scripts, life=life,
+            keep_bytes=codegen.state_bytes(plan) if life.keep else None,
+        )  # fmt: skip
         return firmware.build(made)
 
     if static + board.stack_bytes <= limit:
@@ -164,17 +179,59 @@ def _build_within(
     return result
 
 
-def refuse_unless_it_fits(plan: Plan, board: Board, ram_limit: int) -> None:
-    """Raises BoardError when arena, state and stack, or the constants alone, already exceed the board."""
+def _flash_limit(board: Board, kept: keeping.Kept | None) -> int:
+    """Flash for the program."""
+    return board.flash_bytes - (kept.flash_bytes if kept else 0)
+
+
+def _room_for(life: Life, plan: Plan) -> int:
+    """RAM to leave for what a device does beside learning, where RAM is shared out."""
+    if not life.latent:
+        return life.room_bytes(0, 0)
+    graph = plan.program.graph
+    sample = latent.frozen_cut(plan).nbytes + (graph.type(TRUTH).nbytes if TRUTH in graph.inputs else 0)
+    return life.room_bytes(sample, codegen.state_bytes(plan))
+
+
+def refuse_unless_it_fits(plan: Plan, board: Board, ram_limit: int, kept: keeping.Kept | None = None) -> None:
+    """Raises BoardError when arena and state, or the constants alone, already exceed the board.
+
+    Args:
+        kept: the flash that is left to trained state.
+    """
     ram = plan.arena_bytes + codegen.state_bytes(plan)
     if ram > ram_limit:
         raise too_large("RAM", ram, ram_limit, board, plan)
     constants = sum(t.type.nbytes for r in (Role.CONST, Role.PARAM) for t in plan.program.graph.of_role(r))
-    if constants > board.flash_bytes:
-        raise too_large("flash", constants, board.flash_bytes, board, plan)
+    if constants > _flash_limit(board, kept):
+        raise too_large("flash", constants, _flash_limit(board, kept), board, plan, _more_flash(kept))
 
 
-def too_large(what: str, need: int, limit: int, board: Board, plan: Plan) -> BoardError:
+def _refuse_what_cannot_live(compiled: Compiled, life: Life) -> None:
+    """Raises ModelError where a program that learns nothing is to keep, guard or remember, or to remember where nothing is."""
+    wanted = [f"--{part}" for part in ("keep", "guard", "replay") if getattr(life, part)]
+    if wanted and not compiled.updates:
+        raise ModelError(
+            f"nothing trains, so {' and '.join(wanted)} would have no effect",
+            where=compiled.forward.name, remedy="choose what trains (--update), or leave them out",
+        )  # fmt: skip
+    if life.past_in_flash and not life.keep:
+        raise ModelError(
+            "past samples would lie in the flash that is left free for trained state, and none is", where="--replay-in flash",
+            remedy="add --keep, or choose another place",
+        )  # fmt: skip
+    if life.guard and life.guard_in == "flash" and not life.keep:
+        raise ModelError(
+            "the guard would go back to what was saved last, and nothing is", where="--guard-in flash",
+            remedy="add --keep, or --guard-in ram",
+        )  # fmt: skip
+
+
+def _more_flash(kept: keeping.Kept | None) -> str:
+    return f"a board with more flash, or a smaller model{', or leave out --keep' if kept else ''}"
+
+
+def too_large(what: str, need: int, limit: int, board: Board, plan: Plan, flash_remedy: str = "") -> BoardError:
     """The error for a plan that a board cannot hold: by how much, at which operator, and what would help."""
     node = plan.program.graph.nodes[plan.peak_step]
     state = codegen.state_bytes(plan)
@@ -184,7 +241,7 @@ def too_large(what: str, need: int, limit: int, board: Board, plan: Plan) -> Boa
         f"needs {need:,} bytes of {what}, {need - limit:,} too many{detail}",
         where=board.name,
         limit=f"{limit:,} bytes of {what}",
-        remedy=_remedy(plan) if what == "RAM" else _MORE_FLASH,
+        remedy=_remedy(plan) if what == "RAM" else flash_remedy,
     )
 
 
@@ -209,7 +266,11 @@ def _agree(plan: Plan, result: firmware.BuildResult) -> None:
             raise ToolchainError(f"the linked program's {name} has {found} bytes, the plan {size}", where=result.env)
 
 
-def _memory(plan: Plan, result: firmware.BuildResult, board: Board, limit: int) -> Memory:
+def _memory(
+    plan: Plan, result: firmware.BuildResult, board: Board, kept: keeping.Kept | None, limit: int
+) -> Memory:
+    head = keeping.program_memory(board, board.flash_org, keeps=kept is not None)[:-1]
+    at_the_start = sum(result.sections.get(name, 0) for name in (".boot2", ".vectors"))
     state = codegen.state_bytes(plan)
     node = plan.program.graph.nodes[plan.peak_step]
     return Memory(
@@ -220,9 +281,10 @@ def _memory(plan: Plan, result: firmware.BuildResult, board: Board, limit: int) 
         stack_bytes=result.stack_bound_bytes,
         other_bytes=result.ram_static_bytes - plan.arena_bytes - state,
         ram_limit=limit,
-        flash_limit=board.flash_bytes,
+        flash_limit=_flash_limit(board, kept),
         lower_bound=plan.lower_bound,
         peak_step=f"{plan.peak_step} {node.name} ({node.op.title})",
+        flash_gap_bytes=sum(size for _, _, size in head) - at_the_start if head else 0,
     )
 
 
@@ -243,7 +305,7 @@ def kept_model(folder: Path) -> Path:
     return folder / _KEPT / "model.tflite"
 
 
-def load(folder: Path) -> tuple[firmware.Project, Compiled, dict[str, Any]]:
+def load(folder: Path) -> tuple[pioproject.Project, Compiled, dict[str, Any]]:
     """A build folder's project, its plan (compiled again from the kept model) and its manifest.
 
     Raises:
@@ -252,14 +314,15 @@ def load(folder: Path) -> tuple[firmware.Project, Compiled, dict[str, Any]]:
     try:
         facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         numerics = Numerics(**facts["options"]["numerics"])
-        options = Options(**{**facts["options"], "numerics": numerics})
+        life = from_facts(facts["options"].get("life", {}))
+        options = Options(**{**facts["options"], "numerics": numerics, "life": life})
         name = str(facts["model"])
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError("no finished build here", where=str(folder), remedy="run `tte build ... --out DIR`") from None
     scheme = folder / _KEPT / "scheme.toml"
     if scheme.is_file() and options.update not in ("none", "last", "bias", "full"):
-        options = Options(**{**asdict(options), "update": str(scheme), "numerics": numerics})
-    project = firmware.open_project(folder)
+        options = replace(options, update=str(scheme))
+    project = pioproject.open_project(folder)
     try:
         compiled = compile_model(folder / _KEPT / "model.tflite", options, name=name)
     except ModelError as error:

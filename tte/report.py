@@ -16,7 +16,8 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from tte import files
-from tte.run import Point, RunLog
+from tte.history import Point
+from tte.run import RunLog
 
 # Okabe and Ito's blue and vermilion: told apart with any colour vision, and in grey.
 _BLUE, _RED, _GREY = "#0072B2", "#D55E00", "#666666"
@@ -113,10 +114,10 @@ def _draw_loss(axes: Axes, log: RunLog) -> None:
     """Each step's training loss, pale, and its moving average; the axis ends at the 99th percentile of the steps."""
     unit = "nats" if not log.curve or log.curve[0].accuracy is not None else "mean squared error"
     axes.set_ylabel(f"training loss ({unit})")
-    if not log.losses:
+    known = [(step, loss) for step, loss in enumerate(log.losses, 1) if loss is not None]
+    if not known:
         return
-    losses = np.asarray(log.losses)
-    steps = np.arange(1, len(losses) + 1)
+    steps, losses = (np.asarray(column) for column in zip(*known, strict=True))
     window = max(1, len(losses) // 25)
     average = _moving_average(losses, window)
     top = 1.05 * max(float(np.percentile(losses, 99)), float(average[window - 1 :].max()), 1e-9)

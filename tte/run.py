@@ -1,26 +1,27 @@
 """The run loop: samples go to a device one by one, it learns, and held-out samples say how well.
 
-It knows neither emulator nor C: a device is anything with the three calls of `Device`. A seed settles the whole run.
+It knows neither emulator nor C: a device is anything with the three calls of `Device`. A seed settles the whole run: what
+comes at which step follows from the step alone, so that a device which lost some steps (Moved) goes on from where it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from types import TracebackType
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from tte.data import Dataset
+from tte.device.steady import Moved
 from tte.errors import DataError
+from tte.history import History, Point
 
 Int8 = NDArray[np.int8]
 
@@ -44,6 +45,8 @@ class TrainResult(Protocol):
     def instructions(self) -> int: ...
     @property
     def logits(self) -> Int8: ...
+    @property
+    def step(self) -> int: ...
 
 
 class Device(Protocol):
@@ -91,17 +94,6 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Point:
-    """One evaluation, after `step` training steps; `loss`: mean training loss since the evaluation before."""
-
-    step: int
-    accuracy: float | None
-    error: float | None
-    loss: float | None
-    samples: int
-
-
-@dataclass(frozen=True)
 class Event:
     """Progress, for whoever watches: one sample is done, or (kind "score") an evaluation is complete.
 
@@ -133,7 +125,8 @@ class RunLog:
             models; an interrupted run has no `after`.
         error_before, error_after: mean squared error, real units squared; None for classifiers.
         curve: every evaluation in order; the first and the last are `before` and `after`.
-        losses: training loss of each step (nats, or mean squared error), before the step changed anything.
+        losses: training loss of each step (nats, or mean squared error), before the step changed anything; None where
+            the answer was lost with the line to the device.
         instructions_per_step: median; None where the device cannot count.
         steps: training steps done.
         seconds: wall-clock time of the run.
@@ -154,7 +147,7 @@ class RunLog:
     seed: int
     interrupted: bool
     curve: tuple[Point, ...]
-    losses: tuple[float, ...]
+    losses: tuple[float | None, ...]
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -185,6 +178,11 @@ def evaluate(
     return Score(None, squares / values * dataset.output.scale**2, len(indices))
 
 
+def evaluated(dataset: Dataset, seed: int) -> NDArray[np.int64]:
+    """All held-out samples, in the order in which evaluations of some of them take the first."""
+    return np.random.default_rng([seed, 0]).permutation(dataset.test_count)
+
+
 def loss_unit(dataset: Dataset) -> float:
     """One unit of the device's integer loss in nats, or in mean squared error (real units squared)."""
     if dataset.output is None:
@@ -193,39 +191,66 @@ def loss_unit(dataset: Dataset) -> float:
 
 
 @dataclass
-class _Progress:
-    """The run so far; turns into a RunLog at any time."""
+class _Walk:
+    """One run: what happens at which step. The history says how far it is."""
 
+    device: Device
+    dataset: Dataset
+    history: History
     steps: int
-    total: int
+    every: int
+    during: NDArray[np.int64]
+    final: NDArray[np.int64]
     on_event: Callable[[Event], None]
-    done: int = 0
-    curve: list[Point] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    instructions: list[int] = field(default_factory=list)
 
-    def tell(self, kind: Kind) -> None:
-        self.done += kind != "score"
-        last = self.curve[-1] if self.curve else None
+    def tell(self, kind: Kind, measured: int = 0) -> None:
+        """`measured`: samples of an evaluation that is under way."""
+        past = self.history
+        last = past.curve[-1] if past.curve else None
         self.on_event(
             Event(
                 kind,
-                self.done,
-                self.total,
-                len(self.losses),
+                past.step + sum(point.samples for point in past.curve) + measured,
+                self.steps + 2 * len(self.final) + (self.steps - 1) // self.every * len(self.during),
+                past.step,
                 self.steps,
                 Score(last.accuracy, last.error, last.samples) if last else None,
-                statistics.fmean(self.losses[-50:]) if self.losses else None,
-                self.instructions[-1] if self.instructions else 0,
+                past.loss(max(0, past.step - 50)),
+                past.instructions[-1] if past.instructions else 0,
             )
         )
 
-    def evaluate(self, device: Device, dataset: Dataset, indices: NDArray[np.int64]) -> None:
-        score = evaluate(device, dataset, indices, lambda: self.tell("evaluate"))
-        recent = self.losses[self.curve[-1].step :] if self.curve else []
-        loss = statistics.fmean(recent) if recent else None
-        self.curve.append(Point(len(self.losses), score.accuracy, score.error, loss, score.samples))
+    def due(self) -> NDArray[np.int64]:
+        """The held-out samples of the evaluation that is due; none, where none is."""
+        step, curve = self.history.step, self.history.curve
+        if curve and (curve[-1].step == step or (step % self.every and step < self.steps)):
+            return self.final[:0]
+        return self.during if curve and step < self.steps else self.final
+
+    def evaluate(self, indices: NDArray[np.int64]) -> None:
+        count = itertools.count(1)
+        score = evaluate(self.device, self.dataset, indices, lambda: self.tell("evaluate", next(count)))
+        past = self.history
+        loss = past.loss(past.curve[-1].step) if past.curve else None
+        past.measured(Point(past.step, score.accuracy, score.error, loss, score.samples))
         self.tell("score")
+
+    def go(self, seed: int, schedule: Schedule, scale: float) -> None:
+        """To the end, unless the device moves: raises Moved then."""
+        rate, order = None, _Order(self.dataset.train_count, seed)
+        while True:
+            if len(indices := self.due()):
+                self.evaluate(indices)
+            step = self.history.step
+            if step >= self.steps:
+                return
+            if (wanted := schedule.factor(step, self.steps)) != rate:
+                self.device.set_control(learning_rate=wanted, seed=seed & 0xFFFFFFFF, step=self.history.counter)
+                rate = wanted
+            sample = self.dataset.train(order(step))
+            result = self.device.train(sample.x, sample.label if sample.target is None else None, sample.target)
+            self.history.learnt(result.loss * scale, result.instructions, result.step)
+            self.tell("train")
 
 
 def run(
@@ -241,6 +266,7 @@ def run(
     eval_samples: int | None = 200,
     final_samples: int | None = None,
     first_step: int = 0,
+    history: History | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> RunLog:
     """Let `device` learn from `dataset`, one sample at a time in a seeded order.
@@ -255,6 +281,7 @@ def run(
         eval_samples: held-out samples of each evaluation during the run; None: all.
         final_samples: held-out samples of the first and last evaluation; None: all.
         first_step: the device's step counter at the first step: what it has learnt before has used the random numbers below.
+        history: what this run has seen already; it goes on from there, and knows the first step.
         on_event: called after each sample and each evaluation.
 
     Returns:
@@ -270,51 +297,47 @@ def run(
         raise DataError("nothing to learn: the run has no steps", remedy="give --steps or --epochs of at least 1")
     if any(n is not None and n < 1 for n in (eval_samples, final_samples, eval_every)):
         raise DataError("evaluations need at least one sample and one step between them")
-    order = np.random.default_rng([seed, 0]).permutation(dataset.test_count)
+    order = evaluated(dataset, seed)
     during, final = order[:eval_samples], order[:final_samples]
-    every = eval_every or -(-planned // 10)
-    evaluations = (planned - 1) // every
-    progress = _Progress(planned, planned + 2 * len(final) + evaluations * len(during), on_event)
+    past = History(first_step) if history is None else history
+    walk = _Walk(device, dataset, past, planned, eval_every or -(-planned // 10), during, final, on_event)
     started = time.monotonic()
     interrupted = False
     try:
-        progress.evaluate(device, dataset, final)
-        rate = None
-        for step, index in zip(range(planned), _order(dataset.train_count, seed), strict=False):
-            if (wanted := schedule.factor(step, planned)) != rate:
-                device.set_control(learning_rate=wanted, seed=seed & 0xFFFFFFFF, step=(first_step + step) % 2**32)
-                rate = wanted
-            sample = dataset.train(index)
-            label = sample.label if sample.target is None else None
-            result = device.train(sample.x, label, sample.target)
-            progress.losses.append(result.loss * scale)
-            progress.instructions.append(result.instructions)
-            progress.tell("train")
-            if (step + 1) % every == 0 and step + 1 < planned:
-                progress.evaluate(device, dataset, during)
-        progress.evaluate(device, dataset, final)
+        while True:
+            try:
+                walk.go(seed, schedule, scale)
+                break
+            except Moved as moved:
+                past.moved_to(moved.step)
     except KeyboardInterrupt:
         interrupted = True
-    return _log(progress, dataset, seed, interrupted, time.monotonic() - started, len(during), len(final))
+    return _log(past, planned, dataset, seed, interrupted, time.monotonic() - started, len(during), len(final))
 
 
-def _order(count: int, seed: int) -> Iterator[int]:
-    """Endless: each pass is a permutation of its own, drawn from the seed and the pass."""
-    epoch = 0
-    while True:
-        epoch += 1
-        yield from (int(i) for i in np.random.default_rng([seed, epoch]).permutation(count))
+class _Order:
+    """Which training sample comes at which step: each pass is a permutation of its own, drawn from the seed and the pass."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._count, self._seed = count, seed
+        self._pass, self._drawn = -1, np.zeros(0, np.int64)
+
+    def __call__(self, step: int) -> int:
+        number, at = divmod(step, self._count)
+        if number != self._pass:
+            self._pass, self._drawn = number, np.random.default_rng([self._seed, number + 1]).permutation(self._count)
+        return int(self._drawn[at])
 
 
 def _log(
-    run: _Progress, dataset: Dataset, seed: int, interrupted: bool, seconds: float, during: int, final: int
+    run: History, planned: int, dataset: Dataset, seed: int, interrupted: bool, seconds: float, during: int, final: int
 ) -> RunLog:
-    counts = run.instructions if any(run.instructions) else []
+    counts = [count for count in run.instructions if count]
     before = run.curve[0] if run.curve else None
     after = run.curve[-1] if not interrupted else None
     notes = [*dataset.notes, f"evaluated before and after on {final:,} held-out samples, during the run on {during:,}"]
     if interrupted:
-        notes.append(f"stopped by the user after {len(run.losses):,} of {run.steps:,} steps; not evaluated after that")
+        notes.append(f"stopped by the user after {run.step:,} of {planned:,} steps; not evaluated after that")
     return RunLog(
         accuracy_before=before.accuracy if before else None,
         accuracy_after=after.accuracy if after else None,
@@ -323,7 +346,7 @@ def _log(
         instructions_per_step=round(statistics.median(counts)) if counts else None,
         instructions_min=min(counts) if counts else None,
         instructions_max=max(counts) if counts else None,
-        steps=len(run.losses),
+        steps=run.step,
         seconds=round(seconds, 3),
         seed=seed,
         interrupted=interrupted,
@@ -331,57 +354,3 @@ def _log(
         losses=tuple(run.losses),
         notes=tuple(notes),
     )
-
-
-class Display:
-    """Progress for people: a bar on a terminal, elsewhere a plain line after each evaluation.
-
-    Use as a context manager and pass as `on_event`. Writes to standard error by default, so that `--json` stays clean.
-    """
-
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-
-    def __enter__(self) -> Display:
-        if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(compact=True),
-                console=self._console,
-            )
-            self._task = self._bar.add_task("measuring", text="")
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def __call__(self, event: Event) -> None:
-        if self._bar:
-            doing = "learning " if event.kind == "train" else "measuring"
-            self._bar.update(
-                self._task, completed=event.done, total=event.total, description=doing, text=describe(event)
-            )
-        elif event.kind == "score":
-            self._console.print(describe(event), highlight=False, soft_wrap=True)
-
-
-def describe(event: Event) -> str:
-    """One line: step, held-out accuracy (or error), loss, instructions."""
-    parts = [f"step {event.step}/{event.steps}"]
-    if event.score and event.score.accuracy is not None:
-        parts.append(f"accuracy {100 * event.score.accuracy:.1f} %")
-    if event.score and event.score.error is not None:
-        parts.append(f"error {event.score.error:.4g}")
-    if event.loss is not None:
-        parts.append(f"loss {event.loss:.3g}")
-    if event.instructions:
-        parts.append(f"{event.instructions:,} instructions/step")
-    return "  ".join(parts)

@@ -12,6 +12,12 @@ from tte.ops.segment import Segment
 from tte.planner.schedule import Program
 
 _NAME_WIDTH = 44
+#: Instructions that portable kernels take, by what they do: of what QEMU counts of demo/digits (Cortex-M7, -O2) the upper half.
+_PER_CALL, _PER_ELEMENT = 60, 30
+_PER_MAC = {"conv2d": 5, "depthwise_conv2d": 5, "depthwise_input_grad": 16}
+_PER_OTHER_MAC = 9
+_PER_OUTPUT = {"conv2d": 100, "depthwise_conv2d": 100, "softmax_cross_entropy": 130, "mean_squared_error": 30}
+_PER_WEIGHT, _PER_POSITION = 55, 4
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,42 @@ def costs(program: Program) -> tuple[StepCost, ...]:
 def _cost(index: int, stage: int | None, calls: str, node: Node, types: Types, kernel: Kernel, times: int) -> StepCost:
     macs, predicted = node.op.macs(types), kernel.instructions * times
     return StepCost(index, stage, calls, node.name, node.op.title, kernel.template, macs, predicted)
+
+
+def expected(node: Node, types: Types, kernel: Kernel) -> int:
+    """Instructions of one call: what the kernel predicts, or a rough bound where it predicts nothing."""
+    if kernel.instructions:
+        return kernel.instructions
+    macs: int = node.op.macs(types)
+    outputs = types.outs[0].elements
+    if not macs:
+        each = _PER_OUTPUT.get(kernel.template, _PER_ELEMENT)
+        return _PER_CALL + each * max(t.elements for t in (*types.ins, *types.outs))
+    weights = types.outs[0].elements if kernel.template.endswith("weight_update") else 0
+    per_mac, per_output = _PER_MAC.get(kernel.template, _PER_OTHER_MAC), _PER_OUTPUT.get(kernel.template, 0)
+    positions = macs // types.ins[0].shape[-1] if weights else 0
+    return _PER_CALL + per_mac * macs + per_output * outputs + _PER_WEIGHT * weights + _PER_POSITION * positions
+
+
+def work(program: Program) -> dict[int, int]:
+    """By step: instructions that it is expected to take, of every step that is code."""
+    found: dict[int, int] = {}
+    for index, node in enumerate(program.graph.nodes):
+        if isinstance(node.op, Segment):
+            stages = zip(node.op.nodes, program.stage_kernels(node), strict=True)
+            rows = {n.name: node.op.type(n.outputs[0]).shape[1] for n in node.op.nodes}
+            found[index] = sum(row_work(node.op, n, k) * rows[n.name] for n, k in stages)
+        elif not node.op.view:
+            found[index] = expected(node, program.types(node), program.kernel(node))
+    return found
+
+
+def row_work(segment: Segment, node: Node, kernel: Kernel) -> int:
+    """Instructions of one row of a segment's stage."""
+    types = segment.types_of(node)
+    if kernel.instructions:
+        return kernel.instructions
+    return _PER_CALL + expected(node, types, kernel) // types.outs[0].shape[1]
 
 
 def with_counts(

@@ -16,8 +16,8 @@ from tte.device import session as sessions
 from tte.device.protocol import TraceStep
 from tte.device.session import Session
 from tte.errors import DeviceError
-from tte.firmware import Project
 from tte.ir import DTYPES, Array, Role
+from tte.pioproject import Project
 from tte.reference import Executor, pack, unpack
 from tte.training.autodiff import LOSS, TRUTH
 
@@ -74,17 +74,25 @@ def samples(compiled: Compiled, seed: int) -> Samples:
 
 
 def open_program(
-    project: Project, on: str, *, trace: bool = False, sanitize: bool = True, uart: bool = False
+    project: Project, on: str, *, trace: bool = False, sanitize: bool = True, uart: bool = False, fresh: bool = False
 ) -> Session:
     """The project's program on "host" (sanitized unless told otherwise) or in "qemu" (by its UART if wanted), ready to talk.
 
+    Args:
+        fresh: a program that keeps trained state begins as it was built, with a flash of its own that goes with it; else
+            it begins with what it finds in the build folder's (`Project.flash_file`).
+
     Raises:
         ToolchainError, BoardError: it cannot be built.
+        DataError: the flash's file is of another board, or in use.
     """
+    flash = None if fresh else project.flash_file(on)
     if on == "host":
-        return sessions.open_host(native.build_host(project, sanitize=sanitize, trace=trace))
+        program = native.build_host(project, sanitize=sanitize, trace=trace)
+        area = project.board.flash
+        return sessions.open_host(program, flash=(flash, area) if flash and area else None)
     result = firmware.build(project, project.env(emulated=True, trace=trace, uart=uart))
-    return sessions.open_qemu(result.elf, project.board, uart=uart)
+    return sessions.open_qemu(result.elf, project.board, uart=uart, flash=flash)
 
 
 def verify(
@@ -105,7 +113,7 @@ def verify(
         say: told each finished step.
     """
     checker = _Checker(compiled, seed)
-    with open_program(project, on) as device:
+    with open_program(project, on, fresh=True) as device:
         for mismatch in checker.run(device, steps, say):
             wrong = mismatch
             break
@@ -203,7 +211,7 @@ def _first_wrong_operator(
         return None
     checker = _Checker(compiled, seed)
     checker.inputs()  # the inference before the first step
-    with open_program(project, on, trace=True) as device:
+    with open_program(project, on, trace=True, fresh=True) as device:
         for _ in range(known.step):
             feed, label, target = checker.inputs()
             checker.executor.train(feed)

@@ -18,6 +18,7 @@ enum {
     STATUS_NOT_BUILT_IN = 5,
     STATUS_NO_STATE = 6,      /* a write of the state was broken off */
     STATUS_OTHER_MODEL = 7,   /* a state that belongs to another build */
+    STATUS_REFUSED = 8,       /* no room for it, or a label out of range */
 };
 enum { COMMAND_OPEN = 1, EXCHANGE_ARGUMENTS = 20, EXCHANGE_HEAD = 64, EXCHANGE_GRANT = 4096 };
 

@@ -116,6 +116,10 @@ const flash_area *flash_open(void)
         fill(erases_at(), 0, magic_at() - erases_at());
         medium_write(magic_at(), wanted, sizeof wanted);
     }
+    /* so that what is torn differs from one start to the next */
+    for (uint32_t sector = 0; sector < sector_count(); ++sector) {
+        random_state = (random_state + 2654435761u * flash_model_erases(sector)) | 1u;
+    }
     return area;
 }
 

@@ -2,19 +2,9 @@
 
 #include <string.h>
 
-#include "exchange.h"
-#include "measure.h"
 #include "port.h"
-#include "tte_model.h"
-#if TTE_MODEL_INPUT_ROWS > 0
-#include <setjmp.h>
-#endif
+#include "serve_parts.h"
 #include "store.h"
-
-enum {
-    OPEN = COMMAND_OPEN, DESCRIBE, INFER, TRAIN, EVALUATE, READ_STATE, WRITE_STATE,
-    SET_CONTROL, COUNTERS, SAVE, RESTORE, RESET, QUIT,
-};
 
 #ifndef TTE_MODEL_NOTE
 #define TTE_MODEL_NOTE ""
@@ -31,21 +21,15 @@ enum { CREDIT = TTE_MODEL_TARGET_BYTES + TTE_MODEL_ROW_BYTES };
 #else
 enum { CREDIT = EXCHANGE_GRANT };
 #endif
-enum { HASH_BYTES = 16, EVALUATE_ARGUMENTS = 8, NEW_TALLY = 1 };
+enum { EVALUATE_ARGUMENTS = 8, NEW_TALLY = 1 };
 
-static exchange_request request;
-static uint64_t infer_instructions, train_instructions;
+exchange_request serve_request;
+static uint64_t infer_instructions;
 static struct {
     uint32_t samples, right;
     uint64_t squares;
 } tally; /* of EVALUATE */
-#if TTE_MODEL_TRAINS
-static uint8_t is_torn; /* the state is neither the old one nor the new one */
-#endif
-#if TTE_KEEP
-static store keep;
-static int found = STORE_EMPTY; /* at the start */
-#endif
+static int found = STORE_NO_FLASH; /* at the start */
 
 static void put_u64(uint8_t *to, uint64_t value)
 {
@@ -53,7 +37,7 @@ static void put_u64(uint8_t *to, uint64_t value)
     frame_put_u32(to + 4, (uint32_t)(value >> 32));
 }
 
-static void answer_words(const uint32_t *words, uint32_t count)
+void serve_answer_words(const uint32_t *words, uint32_t count)
 {
     uint8_t head[EXCHANGE_HEAD];
     for (uint32_t i = 0; i < count; ++i) {
@@ -62,7 +46,7 @@ static void answer_words(const uint32_t *words, uint32_t count)
     exchange_answer(STATUS_OK, head, 4 * count, head, 0);
 }
 
-static void answer_status(uint8_t status)
+void serve_answer_status(uint8_t status)
 {
     exchange_answer(status, &status, 0, 0, 0);
 }
@@ -78,13 +62,8 @@ static uint32_t step_now(void)
 
 static void open_session(void)
 {
-#if TTE_KEEP
-    const uint32_t kept = (uint32_t)found;
-#else
-    const uint32_t kept = STORE_NO_FLASH;
-#endif
-    const uint32_t words[] = {TTE_FRAME_BYTES, CREDIT + link_buffer, step_now(), kept};
-    answer_words(words, sizeof words / sizeof *words);
+    const uint32_t words[] = {TTE_FRAME_BYTES, CREDIT + link_buffer, step_now(), (uint32_t)found};
+    serve_answer_words(words, sizeof words / sizeof *words);
 }
 
 static void describe(void)
@@ -103,7 +82,7 @@ static void describe(void)
 }
 
 #if TTE_MODEL_INPUT_ROWS > 0
-static jmp_buf given_up;
+jmp_buf serve_given_up;
 
 /* Called by the model for each row of its input. Rows are read before anything that is learnt changes. */
 void tte_model_read_row(int32_t row, int8_t *destination)
@@ -111,33 +90,38 @@ void tte_model_read_row(int32_t row, int8_t *destination)
     (void)row;
     measure_pause();
     if (!exchange_copy(destination, TTE_MODEL_ROW_BYTES)) {
-        longjmp(given_up, 1);
+        longjmp(serve_given_up, 1);
     }
     measure_resume();
 }
 
-static int take_input(void)
+int serve_take_input(void)
 {
     return 1;
 }
 #else
-static int take_input(void)
+int serve_take_input(void)
 {
     return exchange_copy(tte_model_input(), TTE_MODEL_INPUT_BYTES);
 }
 #endif
 
+int serve_take_target(void)
+{
+#if TTE_MODEL_TRAINS && TTE_MODEL_TARGET_BYTES > 0
+    return exchange_copy(tte_model_target(), TTE_MODEL_TARGET_BYTES);
+#else
+    return 1;
+#endif
+}
+
 /* 0: the host has given the request up. */
 static const int8_t *run_model(void)
 {
-    if (!take_input()) {
+    if (!serve_take_input()) {
         return 0;
     }
-#if TTE_MODEL_INPUT_ROWS > 0
-    if (setjmp(given_up)) {
-        return 0;
-    }
-#endif
+    SERVE_ROWS_OR(return 0)
     measure_begin();
     const int8_t *output = tte_model_infer();
     infer_instructions = measure_end();
@@ -191,9 +175,9 @@ static int compare(const int8_t *output)
 
 static void evaluate(void)
 {
-    const int32_t label = (int32_t)frame_u32(request.arguments);
+    const int32_t label = (int32_t)frame_u32(serve_request.arguments);
     const int8_t *output = run_model();
-    if (frame_u32(request.arguments + 4) & NEW_TALLY) {
+    if (frame_u32(serve_request.arguments + 4) & NEW_TALLY) {
         memset(&tally, 0, sizeof tally);
     }
     if (!output || !compare(output)) {
@@ -210,104 +194,16 @@ static void evaluate(void)
 }
 
 #ifdef TTE_TRACE
-static int tracing;
+int serve_is_tracing;
 
 /* Called by the generated code after each step of the plan. */
 void tte_trace(uint32_t step_index)
 {
-    if (tracing) {
+    if (serve_is_tracing) {
         uint8_t head[4];
         frame_put_u32(head, step_index);
         exchange_tell(KIND_TRACE, head, sizeof head, tte_model_arena(), TTE_MODEL_ARENA_BYTES);
     }
-}
-#endif
-
-#if TTE_MODEL_TRAINS
-static void train(void)
-{
-    const int32_t label = (int32_t)frame_u32(request.arguments);
-#if TTE_MODEL_TARGET_BYTES > 0
-    if (!exchange_copy(tte_model_target(), TTE_MODEL_TARGET_BYTES)) {
-        return;
-    }
-#endif
-    if (!take_input()) {
-        return;
-    }
-#if TTE_MODEL_INPUT_ROWS > 0
-    if (setjmp(given_up)) {
-        return;
-    }
-#endif
-    measure_begin();
-#ifdef TTE_TRACE
-    tracing = 1;
-    const int32_t loss = tte_model_train_step(label);
-    tracing = 0;
-    train_instructions = 0; /* the time the trace took says nothing about the model */
-#else
-    const int32_t loss = tte_model_train_step(label);
-    train_instructions = measure_end();
-#endif
-    uint8_t head[16];
-    frame_put_u32(head, (uint32_t)loss);
-    put_u64(head + 4, train_instructions);
-    frame_put_u32(head + 12, tte_model_step());
-    exchange_answer(STATUS_OK, head, sizeof head, (const uint8_t *)tte_model_logits(), TTE_MODEL_LOGITS_BYTES);
-}
-
-static void set_control(void)
-{
-    tte_model_set_learning_rate(frame_u32(request.arguments));
-    tte_model_set_seed(frame_u32(request.arguments + 4));
-    tte_model_set_step(frame_u32(request.arguments + 8));
-    answer_status(STATUS_OK);
-}
-
-static void write_state(void)
-{
-    if (memcmp(request.arguments, TTE_MODEL_HASH, HASH_BYTES) != 0) {
-        answer_status(STATUS_OTHER_MODEL);
-        return;
-    }
-    is_torn = 1;
-    if (exchange_copy(tte_model_state(), TTE_MODEL_STATE_BYTES)) {
-        is_torn = 0;
-        answer_status(STATUS_OK);
-    }
-}
-#endif
-
-#if TTE_KEEP && TTE_MODEL_TRAINS
-static int load(void)
-{
-    uint32_t control[STORE_CONTROLS];
-    int result = store_open(&keep, TTE_MODEL_HASH, TTE_MODEL_STATE_BYTES);
-    if (result == STORE_OK) {
-        result = store_load(&keep, tte_model_state(), control);
-        if (result == STORE_OK) {
-            tte_model_set_learning_rate(control[0]);
-            tte_model_set_seed(control[1]);
-            tte_model_set_step(control[2]);
-            is_torn = 0;
-        } else {
-            tte_model_init();
-        }
-    }
-    return result;
-}
-
-static void answer_store(int result)
-{
-    const uint32_t words[2] = {(uint32_t)result, tte_model_step()};
-    answer_words(words, 2);
-}
-
-static void save(void)
-{
-    const uint32_t control[STORE_CONTROLS] = {tte_model_learning_rate(), tte_model_seed(), tte_model_step()};
-    answer_store(store_save(&keep, tte_model_state(), control));
 }
 #endif
 
@@ -317,18 +213,18 @@ static void counters(void)
 #if TTE_MODEL_TRAINS
     words[0] = tte_model_learning_rate();
     words[1] = tte_model_seed();
+    words[5] = (uint32_t)serve_train_instructions;
+    words[6] = (uint32_t)(serve_train_instructions >> 32);
 #endif
     words[2] = step_now();
     words[3] = (uint32_t)infer_instructions;
     words[4] = (uint32_t)(infer_instructions >> 32);
-    words[5] = (uint32_t)train_instructions;
-    words[6] = (uint32_t)(train_instructions >> 32);
     words[7] = stack_watermark();
     words[8] = stack_reserve();
     words[9] = tally.samples;
     words[10] = tally.right;
     exchange_counts(words + 11);
-    answer_words(words, 15);
+    serve_answer_words(words, 15);
 }
 
 static void start_over(void)
@@ -336,62 +232,42 @@ static void start_over(void)
     tte_model_init();
     memset(&tally, 0, sizeof tally);
 #if TTE_MODEL_TRAINS
-    is_torn = 0;
+    serve_learn_reset();
 #endif
 }
 
-/* Whether a request has as many arguments and data as its command takes. */
-static int fits(uint32_t argument_bytes, uint32_t data_bytes)
+int serve_fits(uint32_t argument_bytes, uint32_t data_bytes)
 {
-    return request.argument_bytes == argument_bytes && request.data_bytes == data_bytes;
+    return serve_request.argument_bytes == argument_bytes && serve_request.data_bytes == data_bytes;
 }
 
 static void serve_one(void)
 {
-    const uint8_t command = request.command;
-    const uint32_t sample = TTE_MODEL_INPUT_BYTES + TTE_MODEL_TARGET_BYTES;
-    if (command == OPEN && fits(0, 0)) {
+    const uint8_t command = serve_request.command;
+    if (command == OPEN && serve_fits(0, 0)) {
         open_session();
-    } else if (command == DESCRIBE && fits(0, 0)) {
+    } else if (command == DESCRIBE && serve_fits(0, 0)) {
         describe();
-    } else if (command == COUNTERS && fits(0, 0)) {
+    } else if (command == COUNTERS && serve_fits(0, 0)) {
         counters();
-    } else if (command == RESET && fits(0, 0)) {
+    } else if (command == RESET && serve_fits(0, 0)) {
         start_over();
-        answer_status(STATUS_OK);
-    } else if (command == QUIT && fits(0, 0)) {
-        answer_status(STATUS_OK);
+        serve_answer_status(STATUS_OK);
+    } else if (command == QUIT && serve_fits(0, 0)) {
+        serve_answer_status(STATUS_OK);
         link_exit(TTE_EXIT_OK);
 #if TTE_MODEL_TRAINS
-    } else if (command == WRITE_STATE && fits(HASH_BYTES, TTE_MODEL_STATE_BYTES)) {
-        write_state();
-#if TTE_KEEP
-    } else if (command == RESTORE && fits(0, 0)) {
-        answer_store(load());
+    } else if (serve_learn()) {
+        return;
 #endif
-    } else if (is_torn && command > DESCRIBE && command <= RESET) {
-        answer_status(STATUS_NO_STATE);
-    } else if (command == TRAIN && fits(4, sample)) {
-        train();
-    } else if (command == SET_CONTROL && fits(12, 0)) {
-        set_control();
-    } else if (command == READ_STATE && fits(0, 0)) {
-        exchange_answer(STATUS_OK, &command, 0, tte_model_state(), TTE_MODEL_STATE_BYTES);
-#if TTE_KEEP
-    } else if (command == SAVE && fits(0, 0)) {
-        save();
-#endif
-#endif
-    } else if (command == INFER && fits(0, TTE_MODEL_INPUT_BYTES)) {
+    } else if (command == INFER && serve_fits(0, TTE_MODEL_INPUT_BYTES)) {
         infer();
-    } else if (command == EVALUATE && fits(EVALUATE_ARGUMENTS, sample)) {
+    } else if (command == EVALUATE && serve_fits(EVALUATE_ARGUMENTS, SERVE_SAMPLE_BYTES)) {
         evaluate();
-#if !(TTE_KEEP && TTE_MODEL_TRAINS)
-    } else if ((command == SAVE || command == RESTORE) && fits(0, 0)) {
-        answer_status(STATUS_NOT_BUILT_IN);
-#endif
+    } else if (((command == SAVE || command == RESTORE) && serve_fits(0, 0)) || (command >= HOLD_OUT && command <= LEARNER)) {
+        serve_answer_status(STATUS_NOT_BUILT_IN);
     } else {
-        answer_status(STATUS_BAD_REQUEST);
+        serve_answer_status(STATUS_BAD_REQUEST);
     }
 }
 
@@ -399,11 +275,11 @@ void serve(void)
 {
     measure_open();
     tte_model_init();
-#if TTE_KEEP && TTE_MODEL_TRAINS
-    found = load();
+#if TTE_MODEL_TRAINS
+    found = serve_learn_open();
 #endif
     for (;;) {
-        exchange_next(&request, CREDIT + link_buffer);
+        exchange_next(&serve_request, CREDIT + link_buffer);
         serve_one();
     }
 }

@@ -3,6 +3,9 @@
 
 #include "crc32.h"
 #include "store_record.h"
+#if defined TTE_REPLAY_PLACE && TTE_REPLAY_PLACE == 2
+#include "flash_split.h"
+#endif
 
 typedef struct {
     uint32_t at, slot, sequence;
@@ -167,6 +170,11 @@ int store_open(store *keep, const char hash[STORE_HASH_BYTES], uint32_t length)
         keep->area = 0;
         return STORE_NO_FLASH;
     }
+#if defined TTE_REPLAY_PLACE && TTE_REPLAY_PLACE == 2
+    static flash_area rest; /* past samples have the end */
+    rest = flash_without_tail(keep->area, TTE_REPLAY_BYTES);
+    keep->area = &rest;
+#endif
     const uint32_t unit = keep->area->unit;
     span slot;
     if (length > flash_bytes(keep->area)) {

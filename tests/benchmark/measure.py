@@ -14,7 +14,7 @@ from tflite_builder import GraphBuilder
 from benchmark.cases import Case
 from benchmark.table import Figure
 from tte import board as boards
-from tte import codegen, firmware, profile, resources, toolchain
+from tte import codegen, firmware, pioproject, profile, resources, toolchain
 from tte.board import Board
 from tte.compiler import Compiled, compile_model
 from tte.ir import Node
@@ -57,7 +57,7 @@ def measure(case: Case, core: str, target: str = "") -> list[Figure]:
         emulated = board(core, folder)
         compiled = _compiled(case, folder, target or emulated.target)
         sources = codegen.render(compiled.plan, "bench", case.name)
-        project = firmware.generate_project(folder / "project", sources, emulated, name="bench")
+        project = pioproject.generate_project(folder / "project", sources, emulated, name="bench")
         counted = profile.count(project, compiled)
         memory = None if case.steps else firmware.build(project)
     lines = counted.lines(costs(compiled.plan.program))

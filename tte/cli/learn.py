@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,22 @@ from rich.markup import escape
 from tte import board as boards
 from tte import data, export, profile, project, resources, steps, verify
 from tte.cli import show
+from tte.cli.aids import aid_options
 from tte.cli.output import INTERRUPTED, Output, command
 from tte.compiler import Compiled, Options
 from tte.data import Dataset, Port
+from tte.device import aids as learning_aids
 from tte.device import statefile
+from tte.device.aids import Wanted
+from tte.device.learning import Status
+from tte.device.protocol import STORED_TEXTS, Stored
+from tte.device.session import Session
+from tte.display import Display, outcome
 from tte.errors import DataError, TteError
-from tte.firmware import Project
 from tte.ir import TensorType
 from tte.ops.loss import SoftmaxCrossEntropy
-from tte.run import Display, RunLog, Schedule, evaluate
+from tte.pioproject import Project
+from tte.run import RunLog, Schedule, evaluate
 from tte.run import run as learn
 from tte.training.autodiff import TRUTH, Numerics
 
@@ -32,7 +39,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 @dataclass(frozen=True)
 class Course:
-    """How a run goes: where, how long, and how often it is evaluated."""
+    """How a run goes: where, how long, how often it is evaluated, and with what guard and replay."""
 
     on: str = "qemu"
     uart: bool = False
@@ -45,6 +52,7 @@ class Course:
     final_samples: int | None = None
     load_state: Path | None = None
     save_state: Path | None = None
+    aids: Wanted = Wanted()
 
 
 def load_data(compiled: Compiled, path: Path, seed: int) -> Dataset:
@@ -69,29 +77,50 @@ def _port(t: TensorType) -> Port:
 
 def teach(
     output: Output, made: Project, compiled: Compiled, samples: Dataset, course: Course, before: Dataset | None = None
-) -> tuple[RunLog, float | None, int]:
-    """Runs the course; gives the log, the accuracy on `before` (another view of the data), and the stack used."""
+) -> tuple[RunLog, float | None, int, Status | None]:
+    """Runs the course; gives the log, the accuracy on `before` (another view of the data), the stack used, guard and replay."""
     schedule = Schedule(peak=max(1, round(course.rate * 32768)))
     state = statefile.load(course.load_state) if course.load_state else None
     if state:
         export.parameters(compiled.plan, state, str(course.load_state))
     with verify.open_program(made, course.on, sanitize=False, uart=course.uart) as device:
-        first = None
+        first, begun = None, _found(output, device) if made.keeps else 0
         if state:
             statefile.push(device, state, str(course.load_state))
+            begun = state.step
         if before is not None:
             count = min(before.test_count, course.final_samples or before.test_count)
             first = evaluate(device, before, np.arange(count)).accuracy
+        care, left = learning_aids.plan(device, samples, course.aids, course.seed)
+        if care:
+            for note in left.notes[len(samples.notes) :]:
+                output.say(note)
+            care.give(device)
         with Display(output.notes) as display:
             log = learn(
-                device, samples, epochs=course.epochs, steps=course.steps, seed=course.seed, schedule=schedule,
+                device, left, epochs=course.epochs, steps=course.steps, seed=course.seed, schedule=schedule,
                 loss_scale=compiled.loss_scale, eval_every=course.eval_every, eval_samples=course.eval_samples,
-                final_samples=course.final_samples, first_step=state.step if state else 0, on_event=display,
+                final_samples=course.final_samples, first_step=begun, on_event=display,
             )  # fmt: skip
         stack = 0 if log.interrupted else device.counters().stack_bytes
+        learner = learning_aids.status(device) if care and not log.interrupted else None
+        if learner:
+            log = replace(log, notes=(*log.notes, *learning_aids.notes(learner)))
         if course.save_state and not log.interrupted:
             statefile.save(course.save_state, statefile.pull(device))
-    return log, first, stack
+        if made.keeps and not log.interrupted:
+            output.say(f"kept in the device's flash: step {device.save():,}")
+    return log, first, stack, learner
+
+
+def _found(output: Output, device: Session) -> int:
+    """Says what the device found in its flash when it began; gives its step."""
+    opened = device.opened
+    if opened.found == Stored.OK:
+        output.say(f"goes on from the state that its flash kept: step {opened.step:,}")
+    elif opened.found != Stored.EMPTY:
+        output.say(f"begins as it was built: {STORED_TEXTS.get(Stored(opened.found), 'its flash is not understood')}")
+    return opened.step
 
 
 def _report(
@@ -103,13 +132,8 @@ def _report(
     json_path, png_path = folder / "run.json", folder / "run.png"
     report.write_json(json_path, log, facts)
     report.learning_curve(png_path, log, title=title, subtitle=facts["subtitle"], references=references)
-    for label, first, last in (
-        ("accuracy", log.accuracy_before, log.accuracy_after),
-        ("mean squared error", log.error_before, log.error_after),
-    ):
-        if first is not None:
-            shown = [f"{v:.1%}" if label == "accuracy" else f"{v:.5g}" for v in (first, last) if v is not None]
-            output.console.print(f"{label}: {' -> '.join(shown)} after {log.steps} steps")
+    for line in outcome(log):
+        output.console.print(line)
     if log.instructions_per_step:
         output.console.print(f"instructions per training step: {log.instructions_per_step:,}")
     output.console.print(f"log {escape(str(json_path))}\npicture {escape(str(png_path))}", soft_wrap=True)
@@ -135,6 +159,7 @@ def _report(
 @click.option("--save-state", type=_FILE, help="Write what was learnt into this file, for --load-state and `tte export`.")
 @click.option("--steps-table", is_flag=True, help="Print the instructions of each step, counted by the emulator.")
 @click.option("--turn", type=click.Choice(["0", "90", "180", "270"]), default="0", help="Turn the images first.")
+@aid_options
 @command
 def run(
     output: Output, folder: Path, data_path: Path, turn: str, steps_table: bool, link: str, **course: Any
@@ -144,13 +169,17 @@ def run(
     samples = load_data(compiled, data_path, course["seed"]).turned(int(turn) // 90)
     for note in samples.notes:
         output.say(note)
-    log, _, stack = teach(output, made, compiled, samples, Course(uart=link == "uart", **course))
+    log, _, stack, learner = teach(output, made, compiled, samples, Course(uart=link == "uart", **course))
     title = f"{facts['name']} on {facts['board']}, update {facts['scheme']}"
     about = {
         "name": facts["name"], "board": facts["board"], "scheme": facts["scheme"], "on": course["on"],
         "data": data_path.name, "stack_watermark_bytes": stack, "subtitle": f"{data_path.name}, on {course['on']}",
     }  # fmt: skip
+    if learner:
+        about["learner"] = asdict(learner)
     facts = _report(output, log, about, folder, title, {})
+    for note in learning_aids.notes(learner) if learner else ():
+        output.console.print(escape(note), soft_wrap=True)
     if course["save_state"]:
         saved = "not saved: the run was interrupted" if log.interrupted else f"saved as {course['save_state']}"
         output.console.print(f"trained state {escape(saved)}", soft_wrap=True)
@@ -196,7 +225,7 @@ def demo(output: Output, on: str, out: Path) -> int:
     for note in turned.notes:
         output.say(note)
     output.console.print("the camera is now mounted turned by 90 degrees; the device learns from what it sees")
-    log, before, stack = teach(output, opened, compiled, turned, Course(on=on), upright)
+    log, before, stack, _ = teach(output, opened, compiled, turned, Course(on=on), upright)
     if before is None:
         raise DataError("the demo's data has no labels", where=str(folder / "digits.npz"))
     about = {

@@ -12,10 +12,12 @@ from rich.progress import Progress
 import tte
 from tte import board as boards
 from tte import inspection, project, verify
-from tte.cli import export, flash, learn, plan, search, show
+from tte.cli import device, export, flash, learn, plan, search, show
+from tte.cli.life import life_options
 from tte.cli.output import Output, Size, command, fail
 from tte.compiler import LOSSES, Options
 from tte.errors import ModelError
+from tte.life import Life
 from tte.search import auto
 from tte.training.autodiff import Numerics
 
@@ -60,17 +62,19 @@ def inspect(output: Output, model: Path) -> int:
               "(stochastic rounding alone).  [default: the scheme's, or r4]")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1, 65535), default=1, show_default=True, help="Samples an update sums.")
 @click.option("--head-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of a fresh head.")
+@life_options
 @click.option("--steps-table", is_flag=True, help="Print each step's kernel, MACs and predicted instructions.")
 @click.option("--dump-ir", type=_DIR, help="Write the graph's text after each stage into this folder.")
 @command
 def build(output: Output, model: Path, board_name: str, ram: int | None, out: Path | None, dump_ir: Path | None,
-          learning_rate: float | None, mode: str | None, batch: int, steps_table: bool, **options: Any) -> int:  # fmt: skip
+          learning_rate: float | None, mode: str | None, batch: int, steps_table: bool, life: Life,
+          **options: Any) -> int:  # fmt: skip
     """Compile MODEL into firmware that learns, for a board."""
     if learning_rate is not None and not 0 < learning_rate < 1000:
         raise ModelError(f"learning rate {learning_rate}", where="--learning-rate", limit="above 0, below 1000")
     board = boards.load(board_name)
     folder = out or Path("build") / f"{model.stem}-{board.name}"
-    chosen = Options(numerics=Numerics(learning_rate or 0.0, mode or "", batch), **options)
+    chosen = Options(numerics=Numerics(learning_rate or 0.0, mode or "", batch), life=life, **options)
     with auto.resolved(model, board, chosen, ram, output.say) as chosen:
         made = project.build(model, board, chosen, folder, ram=ram, dump_ir=dump_ir, say=output.say)
     show.build(output.console, made)
@@ -120,6 +124,7 @@ def verify_build(output: Output, folder: Path, steps: int, on: str, seed: int) -
 
 main.add_command(learn.run)
 main.add_command(learn.demo)
+main.add_command(device.device)
 main.add_command(export.export)
 main.add_command(flash.flash)
 main.add_command(plan.plan)

@@ -16,8 +16,9 @@ from tte.board import Board
 from tte.cli.learn import load_data
 from tte.cli.output import INTERRUPTED, Output, Size, command
 from tte.compiler import LOSSES, Options, compile_model
+from tte.display import Display
 from tte.errors import BoardError, DataError, ModelError
-from tte.run import Display, Schedule
+from tte.run import Schedule
 from tte.run import run as learn
 from tte.search import result
 from tte.search.bench import Workbench

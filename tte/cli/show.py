@@ -10,6 +10,7 @@ from rich.table import Table
 
 from tte.board import Board
 from tte.inspection import Inspection
+from tte.keeping import Kept
 from tte.project import STEPS, Build
 from tte.steps import StepCost, text
 
@@ -61,10 +62,24 @@ def build(console: Console, made: Build) -> None:
     table.add_row("firmware", f"{m.other_bytes:,}", "", "other variables")
     table.add_row("[bold]RAM[/]", f"[bold]{m.ram_bytes:,}[/]", f"{m.ram_limit:,}", f"{m.ram_bytes / m.ram_limit:.0%}")
     share = f"{m.flash_bytes / m.flash_limit:.0%}"
+    share += f"; {m.flash_gap_bytes:,} lie empty before the kept state" if m.flash_gap_bytes else ""
     table.add_row("[bold]flash[/]", f"[bold]{m.flash_bytes:,}[/]", f"{m.flash_limit:,}", share)
+    if made.kept:
+        _add_kept(table, made.kept)
     console.print(table)
     where = escape(str(made.folder))
     console.print(f"written to {where}; what each step costs: {where}/{STEPS}", soft_wrap=True)
+
+
+def _add_kept(table: Table, kept: Kept) -> None:
+    """Where trained state is kept, and how often that can be done."""
+    least, most = min(kept.records), max(kept.records)
+    fit = f"{least} to {most}" if most > least else str(most)
+    where = f"at 0x{kept.address:08x}: {kept.slots} slots"
+    about = f"{where}; a save takes {kept.record_bytes:,}, {fit} of them between two erases"
+    table.add_row("kept state", f"{kept.flash_bytes:,}", "", about)
+    if kept.endurance:
+        table.add_row("", "", "", f"{kept.saves[0]:,} saves if each follows a reset, {kept.saves[1]:,} without, wear it out")
 
 
 def steps(console: Console, costs: Sequence[StepCost]) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tte import toolchain
 from tte.board import Board
+from tte.device import flashfile
 from tte.device.link import ProcessLink
 from tte.errors import BoardError
 
+_FLASH = "flash"  # as firmware/src/medium_semihost.c opens it in its working directory
 _UART_RETRY_S = 5.0  # QEMU's UART holds back what does not fit, and loses nothing
 
 
@@ -39,15 +41,25 @@ def command(elf: Path, board: Board, *, icount: bool, uart: bool = False) -> lis
 
 
 @contextmanager
-def running(elf: Path, board: Board, *, icount: bool, uart: bool = False) -> Iterator[ProcessLink]:
+def running(
+    elf: Path, board: Board, *, icount: bool, uart: bool = False, flash: Path | None = None
+) -> Iterator[ProcessLink]:
     """QEMU running `elf`; ended, and its pipes removed, on leaving. `uart`: as `command`.
+
+    Args:
+        flash: the file that is the flash of a program that keeps trained state (`tte.device.flashfile`); None: it has
+            one that was never used, and goes with it.
 
     Raises:
         BoardError, ToolchainError: as `command`.
+        DataError: `flash` is another board's, or in use.
     """
     words = command(elf, board, icount=icount, uart=uart)
-    with tempfile.TemporaryDirectory(prefix="tte-qemu-") as temporary:
-        folder = Path(temporary)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tte-qemu-")))
+        if flash and board.flash:
+            stack.enter_context(flashfile.held(flash, board.flash))
+            (folder / _FLASH).symlink_to(flash.resolve())
         fifos = (folder / "to_device", folder / "from_device")
         what = f"the emulator ({board.emulator.machine if board.emulator else ''})"
         if uart:

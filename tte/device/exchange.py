@@ -28,7 +28,11 @@ _REFUSALS = {
     Status.NOT_BUILT_IN: "build the firmware with what the command needs",
     Status.NO_STATE: "write the state again, restore what was saved, or reset",
     Status.OTHER_MODEL: "the state must come from this very build",
+    Status.REFUSED: "there is no more room for it, or its label is none of the model's",
 }
+
+
+_PARTS = {Command.SAVE: "keep", Command.RESTORE: "keep", Command.HOLD_OUT: "guard"}
 
 
 class DeviceReset(DeviceError):
@@ -39,6 +43,10 @@ def describe_request() -> bytes:
     """The bytes that open a session and ask a device to describe itself, for who only watches what comes back."""
     opening = Frame(Kind.REQUEST, Command.OPEN, 1, 0, 0, 0, protocol.request(WINDOW, b""))
     return frames.encode(opening) + frames.encode(replace(opening, code=Command.DESCRIBE, sequence=1))
+
+
+class Refused(DeviceError):
+    """The device does not do what it was asked for, and goes on: it was not built in, or there is no state or room for it."""
 
 
 class Exchange:
@@ -53,25 +61,34 @@ class Exchange:
         parts: the PROFILE messages of the last request.
         lost: the session is over.
         retries: how often a request was sent again.
+        heard: bytes that have come from the device, of any kind.
     """
 
     def __init__(self, link: ByteLink, timeout_s: float) -> None:
         self.opened: Opened | None = None
         self.parts: list[Part] = []
         self.lost = False
-        self.retries = 0
+        self.retries = self.heard = 0
         self._link, self._timeout_s = link, timeout_s
         self._reader = Reader()
         self._session = self._sequence = 0
 
-    def open(self) -> Opened:
+    def open(self, timeout_s: float | None = None) -> Opened:
         """Opens a new session, whatever was before.
+
+        Args:
+            timeout_s: how long the device may be silent this time, in seconds.
 
         Raises:
             DeviceError: the device does not answer, or speaks another version.
         """
         self._session, self._sequence = secrets.randbelow(2**32 - 1) + 1, 0
-        self.opened = protocol.parse_opened(self._run(Command.OPEN, b"", b"", None))
+        usual = self._timeout_s
+        try:
+            self._timeout_s = usual if timeout_s is None else timeout_s
+            self.opened = protocol.parse_opened(self._run(Command.OPEN, b"", b"", None))
+        finally:
+            self._timeout_s = usual
         return self.opened
 
     def ask(
@@ -152,20 +169,27 @@ class Exchange:
             self.lost = False
             status = Status(frame.code)
             reason = "" if status is Status.BAD_REQUEST else f" ({status.name.lower().replace('_', ' ')})"
-            raise DeviceError(
-                f"the device refuses {command.name.lower()} with {data_bytes} bytes{reason}", remedy=_REFUSALS[status]
+            remedy = _REFUSALS[status]
+            if status is Status.NOT_BUILT_IN and command in _PARTS:
+                remedy = f"build and flash it with `tte build --{_PARTS[command]}`"
+            raise Refused(
+                f"the device refuses {command.name.lower()} with {data_bytes} bytes{reason}", remedy=remedy
             )
         if frame.code != Status.OK or frame.total > _ANSWER_LIMIT:
             raise DeviceError(f"the device answered with the unknown status {frame.code}, {frame.total} bytes")
 
     def _frames(self, first: bytes, poll: Callable[[], bytes]) -> Iterator[Frame]:
         """The device's frames that belong to this request; sends `first`, and `poll` whenever it is silent for long."""
+        begun = self._link.begun
         # the zero ends what noise or an earlier host may have begun
         self._write(b"\0" + first)
         retry = self._link.retry_s
         heard = asked = time.monotonic()
         while True:
             now = time.monotonic()
+            if self._link.begun != begun:
+                begun, heard, asked, retry = self._link.begun, now, now - retry, self._link.retry_s
+                self._reader.begin()
             if now >= heard + self._timeout_s:
                 raise self._link.failure(f"did not answer within {self._timeout_s:g} s")
             if now >= asked + retry:
@@ -173,7 +197,9 @@ class Exchange:
                 self._write(b"\0" + poll())
                 asked, retry = now, min(2 * retry, max(_PATIENCE, self._link.retry_s))
             wait = max(0.001, min(asked + retry, heard + self._timeout_s) - now)
-            for frame in self._reader.feed(self._link.read_some(wait)):
+            some = self._link.read_some(wait)
+            self.heard += len(some)
+            for frame in self._reader.feed(some):
                 if frame.kind == Kind.FAULT:
                     text = frame.payload.decode("ascii", "replace").strip()
                     raise DeviceError(f"the device stopped: {text}")

@@ -103,6 +103,10 @@ class Reader:
         self._rest = b""
         self._skipping = False
 
+    def begin(self) -> None:
+        """Drops what is there of a frame: the rest of it will not come."""
+        self._rest, self._skipping = b"", False
+
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that `data` completes."""
         *whole, self._rest = (self._rest + data).split(b"\0")

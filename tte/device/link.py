@@ -18,14 +18,24 @@ _STDERR_LIMIT = 8000  # characters of a program's messages that are kept
 _EXIT_S = 10.0  # for a program that was asked to end
 
 
+class LinkLost(DeviceError):
+    """The line to a device is gone, or silent for too long; the device itself may still be there."""
+
+
+class LinkSilent(LinkLost):
+    """The line is there, and nothing comes or goes."""
+
+
 class ByteLink(Protocol):
     """A byte stream to a device; it may lose and change bytes.
 
     Attributes:
         retry_s: how long to wait for an answer before a request is sent again.
+        begun: how often the stream began anew; what was under way then is lost, in both directions.
     """
 
     retry_s: float
+    begun: int
 
     def write(self, data: bytes, timeout_s: float) -> None:
         """Sends all of `data`; raises DeviceError if the device has gone, or nothing can be sent for `timeout_s` seconds."""
@@ -63,6 +73,7 @@ class ProcessLink:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.retry_s = retry_s
+        self.begun = 0
         self._what = what
         self._messages = b""
         self._ended = False

@@ -51,6 +51,9 @@ class Command(IntEnum):
     RESTORE = 11
     RESET = 12
     QUIT = 13
+    HOLD_OUT = 14
+    SET_LEARNER = 15
+    LEARNER = 16
 
 
 class Status(IntEnum):
@@ -64,6 +67,7 @@ class Status(IntEnum):
     NOT_BUILT_IN = 5
     NO_STATE = 6
     OTHER_MODEL = 7
+    REFUSED = 8
 
 
 class Stored(IntEnum):

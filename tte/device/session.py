@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,9 +13,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tte.board import Board
-from tte.device import emulator, protocol
+from tte.board import Board, FlashArea
+from tte.device import emulator, flashfile, protocol
 from tte.device.exchange import Exchange
+from tte.device.learning import Learning
 from tte.device.link import ByteLink, ProcessLink
 from tte.device.protocol import (
     STORED_TEXTS,
@@ -31,6 +32,7 @@ from tte.device.protocol import (
 )
 from tte.errors import DeviceError
 
+_FLASH = "TTE_FLASH"  # read by firmware/src/medium_host.c
 DEFAULT_TIMEOUT_S = 300.0  # for one answer: minutes of emulation
 
 
@@ -49,8 +51,8 @@ class Profile:
     stages: dict[tuple[int, int], int]
 
 
-class Session:
-    """A conversation over a link; use it as a context manager, which ends the program on leaving.
+class Session(Learning):
+    """A conversation over a link; use it as a context manager, which closes the link on leaving.
 
     Every method raises DeviceError if the device dies, faults, hangs or answers nonsense, and its subclass DeviceReset if
     it has forgotten the session; all is over then. A device that refuses a request raises DeviceError as well, and goes on.
@@ -58,9 +60,13 @@ class Session:
     Args:
         link: the byte stream; closed on leaving.
         timeout_s: how long the device may be silent, in seconds.
+        ends: the program was started for this conversation alone: it is ended on leaving.
     """
 
-    def __init__(self, link: AbstractContextManager[ByteLink], timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self, link: AbstractContextManager[ByteLink], timeout_s: float = DEFAULT_TIMEOUT_S, *, ends: bool = True
+    ) -> None:
+        self._ends = ends
         self._stack = ExitStack()
         self._link = self._stack.enter_context(link)
         self._exchange = Exchange(self._link, timeout_s)
@@ -73,7 +79,7 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._stack:
-            if kind is None and not self._exchange.lost:
+            if self._ends and kind is None and not self._exchange.lost:
                 self.quit()
 
     @property
@@ -81,9 +87,20 @@ class Session:
         """How often a request was sent again, since no answer came."""
         return self._exchange.retries
 
-    def open(self) -> Opened:
-        """Opens a new session, as the first request does by itself."""
-        return self._exchange.open()
+    @property
+    def heard(self) -> int:
+        """Bytes that have come from the device, of any kind."""
+        return self._exchange.heard
+
+    def open(self, timeout_s: float | None = None) -> Opened:
+        """Opens a new session, as the first request does by itself; `timeout_s`: how long to wait for this answer."""
+        self._description = None
+        return self._exchange.open(timeout_s)
+
+    @property
+    def opened(self) -> Opened:
+        """What the device said when the session was opened."""
+        return self._exchange.opened or self.open()
 
     def describe(self) -> Description:
         """The model on the device; asked for once."""
@@ -203,32 +220,51 @@ class Session:
             raise DeviceError(f"the device's program ended with exit status {status}")
 
 
-def open_host(program: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Session:
+def open_host(
+    program: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S, flash: tuple[Path, FlashArea] | None = None
+) -> Session:
     """Starts a program made by `tte.native.build_host`.
+
+    Args:
+        flash: the file that is the flash of a program that keeps trained state, and its area; None: it has none.
 
     Raises:
         DeviceError: it cannot be started.
+        DataError: `flash` is another board's, or in use.
     """
+    return Session(_host(program, flash), timeout_s)
+
+
+@contextmanager
+def _host(program: Path, flash: tuple[Path, FlashArea] | None) -> Iterator[ByteLink]:
     # the programs have no heap, and the search for leaks fails where a process may not trace another
     environment = {**os.environ, "ASAN_OPTIONS": f"detect_leaks=0:{os.environ.get('ASAN_OPTIONS', '')}"}
-    return Session(closing(ProcessLink([str(program)], what="the program", environment=environment)), timeout_s)
+    environment.pop(_FLASH, None)
+    with ExitStack() as stack:
+        if flash:
+            stack.enter_context(flashfile.held(*flash))
+            environment[_FLASH] = str(flash[0].resolve())
+        link = ProcessLink([str(program)], what="the program", environment=environment)
+        yield stack.enter_context(closing(link))
 
 
 def open_qemu(
-    elf: Path, board: Board, *, icount: bool = True, uart: bool = False, timeout_s: float = DEFAULT_TIMEOUT_S
-) -> Session:
+    elf: Path, board: Board, *, icount: bool = True, uart: bool = False, timeout_s: float = DEFAULT_TIMEOUT_S,
+    flash: Path | None = None,
+) -> Session:  # fmt: skip
     """Starts the firmware `elf`, built for the board's emulator, in QEMU.
 
     Args:
         icount: count instructions; a third as fast, and every run is the same.
         uart: `elf` speaks over the machine's serial port (`Project.env(uart=True)`), instead of by semihosting.
+        flash: the file that is the flash of a program that keeps trained state; None: one that goes with it.
 
     Raises:
         BoardError: the board has no emulator.
         ToolchainError: QEMU is not installed.
         DeviceError: it cannot be started.
     """
-    return Session(emulator.running(elf, board, icount=icount, uart=uart), timeout_s)
+    return Session(emulator.running(elf, board, icount=icount, uart=uart, flash=flash), timeout_s)
 
 
 def _profile(parts: list[Part], total: int) -> Profile:

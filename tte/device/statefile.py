@@ -24,6 +24,7 @@ _HEAD = struct.Struct("<8sI16sIIII")
 _CRC = struct.Struct("<I")
 #: No board has as much RAM; a file of more is none of ours.
 _LIMIT = 1 << 28
+_READINGS = 10  # of a state that changes meanwhile
 
 
 @dataclass(frozen=True)
@@ -117,15 +118,22 @@ def require(state: State, program: str, size: int, where: str) -> None:
 
 
 def pull(device: Session) -> State:
-    """What a device has learnt.
+    """What a device has learnt; of one that learns by itself, what it had at one step.
 
     Raises:
-        DeviceError: the device fails, or has nothing that trains.
+        DeviceError: the device fails, or has nothing that trains, or never stops learning.
     """
     about, now = device.describe(), device.counters()
     if not about.trains:
         raise DeviceError(f"the model {about.name!r} was built for inference only: it has no trained state")
-    return State(about.hash, now.learning_rate, now.seed, now.step, device.read_state())
+    for _ in range(_READINGS):
+        before, data, now = now, device.read_state(), device.counters()
+        if (before.learning_rate, before.seed, before.step) == (now.learning_rate, now.seed, now.step):
+            return State(about.hash, now.learning_rate, now.seed, now.step, data)
+    raise DeviceError(
+        f"the device learns while its state is read, {_READINGS} times now",
+        limit=f"{len(data):,} bytes must come between two of its steps", remedy="let it rest, or a faster line",
+    )  # fmt: skip
 
 
 def push(device: Session, state: State, where: str) -> None:

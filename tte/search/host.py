@@ -23,6 +23,7 @@ class Trained:
 
     loss: int
     logits: Int8
+    step: int
     instructions: int = 0
 
 
@@ -41,7 +42,7 @@ class HostDevice:
         self._rate = np.array([FULL_RATE], np.uint16)
         self._first = np.zeros(1, np.uint32)
         self._features: dict[bytes, NDArray[np.uint8]] = {}
-        self._kept = 0
+        self._kept = self._step = 0
         twin.reset(seed)
 
     def infer(self, x: Int8) -> Int8:
@@ -53,7 +54,8 @@ class HostDevice:
         """One training step."""
         truth = np.array([label], np.int32) if target is None else np.asarray(target, np.int8).reshape(1, -1)
         losses = self._twin.train(self._of(x), truth, self._first, self._rate, self._way, self._updates, own=True)
-        return Trained(int(losses[0]), np.zeros(0, np.int8))
+        self._step += 1
+        return Trained(int(losses[0]), np.zeros(0, np.int8), self._step)
 
     def set_control(self, learning_rate: int, seed: int, step: int) -> None:
         """The learning rate's factor; seed and step are those the twin has already."""

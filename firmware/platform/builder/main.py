@@ -43,14 +43,20 @@ def objcopy(form, suffix):
     return Builder(action=action, suffix=suffix)
 
 
-env.Append(BUILDERS={"ElfToBin": objcopy("binary", ".bin"), "ElfToHex": objcopy("ihex", ".hex")})
+FORMS = {"ElfToBin": ("binary", ".bin"), "ElfToHex": ("ihex", ".hex")}
+# Flash that keeps what was learnt lies between the vectors and the program: tools that write a gap get it in two parts.
+program_address = board.get("upload.program_address", "")
+if program_address:
+    FORMS["ElfToHead"] = ("binary -j .boot2 -j .vectors", "_head.bin")
+    FORMS["ElfToRest"] = ("binary -R .boot2 -R .vectors", "_rest.bin")
+env.Append(BUILDERS={name: objcopy(*form) for name, form in FORMS.items()})
 program = os.path.join("$BUILD_DIR", "${PROGNAME}")
 if "nobuild" in COMMAND_LINE_TARGETS:
-    elf, images = program + ".elf", [program + ".bin", program + ".hex"]
+    elf, images = program + ".elf", [program + suffix for _, suffix in FORMS.values()]
 else:
     elf = env.BuildProgram()
     env.Depends(elf, os.path.abspath(env.subst("$LDSCRIPT_PATH")))
-    images = [env.ElfToBin(program, elf), env.ElfToHex(program, elf)]
+    images = [getattr(env, name)(program + suffix, elf) for name, (_, suffix) in FORMS.items()]
 AlwaysBuild(env.Alias("nobuild", images))
 env.Alias("buildprog", [elf, images])
 env.AddPlatformTarget("size", elf, env.VerboseAction("$SIZEPRINTCMD", "Sizes of $SOURCE"), "Program size")
@@ -65,9 +71,14 @@ if "upload" in COMMAND_LINE_TARGETS:
         uploader = uploaders[protocol]
         source = elf if uploader["image"].endswith(".elf") else images[0]
         serial = env.subst("$UPLOAD_PORT")
-        probe = uploader["probe"].format(serial=serial) if serial else ""
+        values = {**board.get("upload"), "file": "$SOURCE", "probe": uploader["probe"].format(serial=serial) if serial else ""}
+        command = uploader["command"]
+        if program_address and "parts" in uploader:
+            command = uploader["parts"]
+            values |= {"head": os.path.join("$BUILD_DIR", "firmware_head.bin"), "rest": os.path.join("$BUILD_DIR", "firmware_rest.bin")}
+            env.Depends("upload", images)
         env.Replace(UPLOAD_PROTOCOL=protocol)
-        env.Replace(UPLOADCMD=uploader["command"].format(**{**board.get("upload"), "file": "$SOURCE", "probe": probe}))
+        env.Replace(UPLOADCMD=command.format(**values))
     elif protocol != "custom":
         sys.stderr.write(f"Error: no way to upload by {protocol!r}; choose from {', '.join(sorted(uploaders))}\n")
         env.Exit(1)
