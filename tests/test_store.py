@@ -133,7 +133,7 @@ def test_program_keeps_off_the_kept_sectors(name: str, tmp_path: Path) -> None:
         program = image.read(built.elf, where.flash_org, loaded.flash_bytes)
         for section in program.sections:
             assert section.address + section.size <= kept.start or section.address >= kept.stop, section
-        assert built.kept_flash_bytes == area.nbytes and built.flash_bytes < 32 * 1024 + 10_000  # what lies before the area counts
+        assert built.kept_flash_bytes == area.nbytes and built.flash_bytes < 32 * 1024 + 10_000  # with the gap before
         assert not program.float_routines and 0 < built.stack_bound_bytes < built.stack_reserve_bytes
     assert pioproject.open_project(tmp_path / "False").keeps
 
