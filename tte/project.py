@@ -25,6 +25,8 @@ MANIFEST = "build.json"
 STEPS = "steps.txt"  # what each step is and costs, for people
 _KEPT = "source"
 FIRMWARE_ROOM = 512  # bytes for the firmware's own variables, where RAM is to be shared out
+_LABEL_BYTES = 2
+_MOST_PAST = 0xFFFF  # firmware/src/replay.c counts places in 16 bits
 STACK_ROOM = 1536  # bytes of stack where the board's usual reserve does not fit; fast depthwise kernels may need some 1,050
 
 
@@ -143,12 +145,12 @@ def build(
             result = _build_within(out, sources, board, name, limit, compiled.plan, digest, life)
         except BoardError as error:
             flash = _more_flash(kept) if "FLASH" in error.limit else error.remedy
-            remedy = _remedy(compiled.plan) if "RAM" in error.limit else flash
+            remedy = _remedy(compiled.plan, life) if "RAM" in error.limit else flash
             raise BoardError(error.what, where=error.where, limit=error.limit, remedy=remedy) from None
         _agree(compiled.plan, result)
         memory = _memory(compiled.plan, result, board, kept, limit)
         if memory.ram_bytes > limit:
-            raise too_large("RAM", memory.ram_bytes, limit, board, compiled.plan)
+            raise too_large("RAM", memory.ram_bytes, limit, board, compiled.plan, life=life)
         finished = Build(out, name, board, compiled, memory, digest, kept)
         native.keep_portable(out, render("portable") if options.target != "portable" else None)
         _keep(finished, model, options)
@@ -186,11 +188,14 @@ def _flash_limit(board: Board, kept: keeping.Kept | None) -> int:
 
 def _room_for(life: Life, plan: Plan) -> int:
     """RAM to leave for what a device does beside learning, where RAM is shared out."""
-    if not life.latent:
-        return life.room_bytes(0, 0)
-    graph = plan.program.graph
-    sample = latent.frozen_cut(plan).nbytes + (graph.type(TRUTH).nbytes if TRUTH in graph.inputs else 0)
+    sample = _sample_bytes(plan) + _LABEL_BYTES if life.latent else 0
     return life.room_bytes(sample, codegen.state_bytes(plan))
+
+
+def _sample_bytes(plan: Plan) -> int:
+    """What a past or held-out sample takes: what crosses the frozen cut, and its target if it has one."""
+    truth = plan.program.graph.type(TRUTH)
+    return latent.frozen_cut(plan).nbytes + (0 if truth.dtype == "int32" else truth.nbytes)
 
 
 def refuse_unless_it_fits(plan: Plan, board: Board, ram_limit: int, kept: keeping.Kept | None = None) -> None:
@@ -215,6 +220,13 @@ def _refuse_what_cannot_live(compiled: Compiled, life: Life) -> None:
             f"nothing trains, so {' and '.join(wanted)} would have no effect",
             where=compiled.forward.name, remedy="choose what trains (--update), or leave them out",
         )  # fmt: skip
+    if life.replay and not 0 < life.replay // _sample_bytes(compiled.plan) <= _MOST_PAST:
+        size = _sample_bytes(compiled.plan)
+        raise ModelError(
+            f"room for {life.replay // size:,} past samples of {size:,} bytes each", where=f"--replay {life.replay}",
+            limit=f"1 .. {_MOST_PAST:,} samples: {size:,} .. {_MOST_PAST * size:,} bytes",
+            remedy="another size, or a scheme that trains fewer layers (what crosses the frozen cut is then smaller)",
+        )  # fmt: skip
     if life.past_in_flash and not life.keep:
         raise ModelError(
             "past samples would lie in the flash that is left free for trained state, and none is", where="--replay-in flash",
@@ -231,7 +243,9 @@ def _more_flash(kept: keeping.Kept | None) -> str:
     return f"a board with more flash, or a smaller model{', or leave out --keep' if kept else ''}"
 
 
-def too_large(what: str, need: int, limit: int, board: Board, plan: Plan, flash_remedy: str = "") -> BoardError:
+def too_large(
+    what: str, need: int, limit: int, board: Board, plan: Plan, flash_remedy: str = "", life: Life = Life()
+) -> BoardError:
     """The error for a plan that a board cannot hold: by how much, at which operator, and what would help."""
     node = plan.program.graph.nodes[plan.peak_step]
     state = codegen.state_bytes(plan)
@@ -241,12 +255,14 @@ def too_large(what: str, need: int, limit: int, board: Board, plan: Plan, flash_
         f"needs {need:,} bytes of {what}, {need - limit:,} too many{detail}",
         where=board.name,
         limit=f"{limit:,} bytes of {what}",
-        remedy=_remedy(plan) if what == "RAM" else flash_remedy,
+        remedy=_remedy(plan, life) if what == "RAM" else flash_remedy,
     )
 
 
-def _remedy(plan: Plan) -> str:
+def _remedy(plan: Plan, life: Life) -> str:
     """What would help, the largest part first."""
+    if life.latent and (room := _room_for(life, plan)) > max(plan.arena_bytes, codegen.state_bytes(plan)):
+        return f"what --guard and --replay hold binds ({room:,} bytes): fewer samples, --guard-in flash, --replay-in flash"
     if codegen.state_bytes(plan) > plan.arena_bytes:
         return "trained state binds: a smaller scheme, fewer --classes, --mode sr (no residuals), or a board with more RAM"
     program = plan.program
