@@ -28,7 +28,6 @@ __attribute__((destructor)) static void report(void)
     fprintf(stderr, "fuzzed %llu bytes\n", (unsigned long long)eaten);
 }
 
-const uint32_t counter_window[2] = {0, 0};
 const uint32_t link_buffer = 0;
 
 void link_open(void)
@@ -90,19 +89,6 @@ void link_fault(const char *text)
 {
     (void)text;
     abort();
-}
-
-void counter_open(void)
-{
-}
-
-void counter_start(void)
-{
-}
-
-uint64_t counter_stop(void)
-{
-    return 0;
 }
 
 uint32_t stack_watermark(void)

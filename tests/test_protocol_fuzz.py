@@ -16,7 +16,7 @@ from tte.life import Life
 
 FIRMWARE = resources.path("firmware") / "src"
 HERE = Path(__file__).parent
-COMMON = ("serve.c", "serve_learn.c", "exchange.c", "frame.c", "measure.c", "crc32.c")
+COMMON = ("serve.c", "serve_learn.c", "exchange.c", "frame.c", "measure.c", "counter_none.c", "crc32.c")
 PARTS = Life(resumable=True, guard=3, replay=200)
 
 

@@ -24,7 +24,7 @@ _HEADERS = (
     "port.h", "uart.h", "counter.h", "serve.h", "serve_parts.h", "measure.h", "exchange.h", "frame.h", "crc32.h", "store.h",
     "flash.h",
 )  # fmt: skip
-HOST_SOURCES = (*_PROTOCOL_SOURCES, "link_host.c")
+HOST_SOURCES = (*_PROTOCOL_SOURCES, "link_host.c", "counter_none.c")
 _PLATFORM_FILES = ("platform.json", "platform.py", "uploaders.json", "builder/main.py")
 _FLAVOURS = {
     "trace": "sends the arena after each step of a train step",

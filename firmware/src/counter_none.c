@@ -1,4 +1,4 @@
-/* Real boards: no count of instructions. */
+/* Real boards, and this computer: no count of instructions. */
 #include "port.h"
 
 const uint32_t counter_window[2] = {0, 0};

@@ -1,11 +1,10 @@
-/* Link of a program on this computer: standard input and output. No instruction counter, no stack watermark. */
+/* Link of a program on this computer: standard input and output. No stack watermark. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "port.h"
 
-const uint32_t counter_window[2] = {0, 0};
 const uint32_t link_buffer = 32768;
 
 void link_open(void)
@@ -51,19 +50,6 @@ void link_fault(const char *text)
 {
     fputs(text, stderr);
     exit(TTE_EXIT_FAULT);
-}
-
-void counter_open(void)
-{
-}
-
-void counter_start(void)
-{
-}
-
-uint64_t counter_stop(void)
-{
-    return 0;
 }
 
 uint32_t stack_watermark(void)

@@ -30,6 +30,12 @@
 #endif
 enum { REPLAY_NOWHERE = -1 };
 
+/*
+ * With TTE_REPLAY_PLACE external (`tte build --replay-in external`) yours: the memory, of so many bytes, that the processor can
+ * read and write like its own (SDRAM, PSRAM). Without it, or if it gives 0, nothing is remembered.
+ */
+uint8_t *tte_replay_memory(uint32_t bytes);
+
 /* Finds what the memory holds already: nothing but in flash. */
 void replay_open(void);
 /* Holds nothing, and has seen nothing. */

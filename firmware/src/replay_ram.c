@@ -7,7 +7,7 @@
 #if TTE_REPLAY_PLACE == REPLAY_IN_EXTERNAL
 static uint8_t *memory;
 
-/* A program whose board has such memory has a function of its own. */
+/* Takes the place of the program's own where there is none. */
 __attribute__((weak)) uint8_t *tte_replay_memory(uint32_t bytes)
 {
     (void)bytes;

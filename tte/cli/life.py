@@ -19,7 +19,8 @@ _OPTIONS = (
     click.option("--guard-in", type=click.Choice(GUARDS), default=GUARDS[0], show_default=True, help="Where the state lies that "
                  "it goes back to: a copy in RAM, or the one saved last."),
     click.option("--replay", type=Size(), help="Room for past samples, learnt from again: bytes, 16K."),
-    click.option("--replay-in", type=click.Choice(PLACES), default=PLACES[0], show_default=True, help="Where they lie."),
+    click.option("--replay-in", type=click.Choice(PLACES), default=PLACES[0], show_default=True, help="Where they lie; "
+                 "external: in memory that your tte_replay_memory() gives (firmware/src/replay.h)."),
 )  # fmt: skip
 
 
