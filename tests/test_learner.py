@@ -62,7 +62,8 @@ def programs(folder: Path, odd: bool) -> list[Compiled]:
     scheme = folder / "some.toml"
     scheme.write_text(f"bias = {layers[3:6]!r}\n[weights]\n{layers[6]!r} = 0.5\n".replace("'", '"'))
     options = Options(update="bias" if odd else str(scheme), numerics=Numerics(0.3, "sr" if odd else "r4"), rows=odd)
-    found = {m.loss and m.loss.title: m for seed in range(8) if (m := sample(seed).compile(folder)) and m.updates}
+    found = {m.loss and m.loss.title: m for seed in range(14) if (m := sample(seed).compile(folder)) and m.updates}
+    assert len(found) == 2
     return [compile_model(DIGITS, options), *found.values()]
 
 

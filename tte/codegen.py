@@ -93,6 +93,7 @@ def render(
         resumable: every call can also be done in slices (`tte.slices`).
         switches: every step can be switched off, for `tte.search.twin`; `src/twin.c` drives it.
     """
+    assert not (switches and resumable), "pieces of a step know nothing of steps that are switched off"
     return _Library(plan, name, note, target or plan.program.target, switches, latent, resumable).files()
 
 

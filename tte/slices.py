@@ -234,7 +234,8 @@ _RULES: dict[str, Callable[[Sizes], Phases]] = {
     "mean_grad": lambda s: _one(_loops(s)),
     "merge": lambda s: _twice(_up(s["elements"], CHUNK)),
     "negate": _elements,
-    "redraw": lambda s: _one(s["shape0"]),
+    # Its prediction is the mean over `every` (shape3) steps; the one in which it is due must fit its slices, too.
+    "redraw": lambda s: (Phase(s["shape0"], more=(s["shape3"] - 1) * s["instructions"]),),
     "select_channels": lambda s: _one(s["pixels"]),
     "table": _elements,
     "table_grad": lambda s: _twice(_up(s["elements"], CHUNK)),
