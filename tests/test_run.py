@@ -109,8 +109,10 @@ def test_repeats_from_its_seed(turned: Dataset, learnt: tuple[Learner, RunLog, l
 
 
 def test_schedule(learnt: tuple[Learner, RunLog, list[Event]]) -> None:
-    """Rises to the peak, falls to nearly nothing, and is sent about a hundred times, never twice alike in a row."""
-    rates = [c[0] for c in learnt[0].controls]
+    """Rises to the peak, falls to nearly nothing, and is sent about a hundred times, never twice alike in a row; at the end it
+    is the peak again."""
+    *rates, last = (c[0] for c in learnt[0].controls)
+    assert last == FULL_RATE
     top = rates.index(max(rates))
     assert max(rates) > 0.99 * FULL_RATE and 3 <= top <= 8 and rates[-1] < 0.01 * FULL_RATE
     assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
@@ -118,6 +120,7 @@ def test_schedule(learnt: tuple[Learner, RunLog, list[Event]]) -> None:
     for steps in (1, 2, 7, 99, 100, 101, 1500):
         factors = [Schedule(peak=1000).factor(s, steps) for s in range(steps)]
         assert all(0 <= f <= 1000 for f in factors) and max(factors) >= 500
+        assert Schedule(peak=1000).factor(steps, steps) == 1000
 
 
 @pytest.mark.parametrize("stop_at", [0, 70])

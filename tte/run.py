@@ -59,7 +59,8 @@ class Device(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then half a cosine down to zero, in whole steps of the factor eta.
+    """Linear warm-up, then half a cosine down to zero, in whole steps of the factor eta; after the run it is `peak`, for a
+    device that goes on by itself.
 
     Attributes:
         peak: largest factor, 1..32768 (Q15 of the learning rate that was compiled in).
@@ -75,6 +76,8 @@ class Schedule:
 
     def factor(self, step: int, steps: int) -> int:
         """eta for `step` of `steps`, 0..peak; constant over hundredths of the run, each taking its middle's value."""
+        if step >= steps:
+            return self.peak
         hold = max(1, steps // _HOLDS)
         at = min(step // hold * hold + hold / 2, steps) / steps
         if at < self.warm_up:
@@ -239,14 +242,14 @@ class _Walk:
         """To the end, unless the device moves: raises Moved then."""
         rate, order = None, _Order(self.dataset.train_count, seed)
         while True:
-            if len(indices := self.due()):
-                self.evaluate(indices)
             step = self.history.step
-            if step >= self.steps:
-                return
             if (wanted := schedule.factor(step, self.steps)) != rate:
                 self.device.set_control(learning_rate=wanted, seed=seed & 0xFFFFFFFF, step=self.history.counter)
                 rate = wanted
+            if len(indices := self.due()):
+                self.evaluate(indices)
+            if step >= self.steps:
+                return
             sample = self.dataset.train(order(step))
             result = self.device.train(sample.x, sample.label if sample.target is None else None, sample.target)
             self.history.learnt(result.loss * scale, result.instructions, result.step)

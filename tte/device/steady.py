@@ -80,7 +80,8 @@ class Steady:
         kept: where the run can go on from.
         history: of the run, which says how many steps are done.
         save_every: training steps of this run between saves in the device's flash, also at its beginning; 0: none.
-        steps: after so many of this run it saves, too, if it saves at all; 0: not known.
+        steps: after so many of this run it saves, too, if it saves at all, when it has been told the learning-rate factor with
+            which it may go on by itself; 0: not known.
         aids: guard and replay, which the device is given at the beginning, and again after a reset; None: neither.
         given: it has them already.
         say: told what was lost.
@@ -123,12 +124,8 @@ class Steady:
                 limit=f"{self._most} at most", remedy="start again; nobody else may train it meanwhile",
             )  # fmt: skip
         done = self._history.step + 1
-        if self._save_every and (done % self._save_every == 0 or done == self._steps):
-            try:
-                self._guarded(self._save)
-            except Moved as moved:
-                if moved.step != result.step:
-                    raise
+        if self._save_every and done % self._save_every == 0 and done != self._steps:
+            self._save_now()
         return result
 
     def learner(self) -> Status | None:
@@ -143,6 +140,16 @@ class Steady:
         self._kept.control(learning_rate)
         self._guarded(lambda: self._session.set_control(learning_rate, seed, step))
         self._step = step
+        if self._save_every and 0 < self._steps == self._history.step:
+            self._save_now()
+
+    def _save_now(self) -> None:
+        step = self._step
+        try:
+            self._guarded(self._save)
+        except Moved as moved:
+            if moved.step != step:
+                raise
 
     def _save(self) -> None:
         self._kept.saving(self._step)
