@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "flash_model.h"
-#include "flash_split.h"
+#include "flash.h"
 #include "replay.h"
 
 enum { MOST_PLACES = TTE_REPLAY_BYTES / REPLAY_SAMPLE_BYTES };
@@ -59,14 +59,14 @@ void medium_write(uint32_t at, const void *from, uint32_t count)
     memcpy(medium + at, from, count);
 }
 
-/* A run of small sectors behind one that is for trained state. */
+/* A run of small sectors, the first of them for past samples, before one that is for trained state. */
 static void new_life(void)
 {
     static const uint32_t units[] = {1, 4, 8, 256};
     const uint32_t bytes = 1024u << below(3), count = 2 + below(9);
     area = (flash_area){
-        .base = 0, .first = below(3), .unit = units[below(4)], .writes = 1 + below(2), .endurance = 0,
-        .runs = {{1 + below(3), 4096}, {count, bytes}},
+        .base = 0, .first = below(3), .unit = units[below(4)], .writes = 1 + below(2), .endurance = 0, .past = count,
+        .runs = {{count + below(3), bytes}, {1 + below(3), 4096}},
     };
     free(medium);
     medium_bytes = flash_model_bytes(&area);
@@ -172,17 +172,16 @@ static void run_lives(uint32_t count)
         for (uint32_t place = 0; place < holds; ++place) {
             REQUIRE(id_at(place) == held[place]);
         }
-        const flash_part part = flash_tail(&area, TTE_REPLAY_BYTES);
         uint32_t most = 0, least = 0xFFFFFFFFu;
-        for (uint32_t i = 0; i < part.count; ++i) {
-            const uint32_t now = flash_model_erases(area.runs[0].count + area.runs[1].count - part.count + i);
+        for (uint32_t i = 0; i < area.past; ++i) {
+            const uint32_t now = flash_model_erases(i);
             most = now > most ? now : most;
             least = now < least ? now : least;
         }
         most_spread = most - least > most_spread ? most - least : most_spread;
         erases += most;
         ++lives;
-        for (uint32_t sector = 0; sector < part.first; ++sector) {
+        for (uint32_t sector = area.past; sector < area.runs[0].count + area.runs[1].count; ++sector) {
             REQUIRE(flash_model_erases(sector) == 0);
         }
     }
@@ -199,7 +198,6 @@ static void run_power(uint32_t count)
         if (replay_places() == 0) {
             continue;
         }
-        const flash_part part = flash_tail(&area, TTE_REPLAY_BYTES);
         for (int turns = 0; turns < 12; ++turns) {
             flash_model_power(below(1u << 30), 1 + below(below(2) ? 60 : 3000));
             uint32_t samples = 0;
@@ -210,7 +208,7 @@ static void run_power(uint32_t count)
             REQUIRE(flash_model_violations() == 0);
             flash_model_power(below(1u << 30), 0);
             replay_open();
-            const uint32_t found = look(), sector = (part.bytes / REPLAY_SAMPLE_BYTES) + 1;
+            const uint32_t found = look(), sector = (area.runs[0].bytes / REPLAY_SAMPLE_BYTES) + 1;
             /* what is lost lies in one sector, or was never complete; samples that had been replaced are back instead */
             REQUIRE(found + sector + 1 >= holds || replay_samples() == replay_places());
             lost += holds - found;
@@ -254,6 +252,12 @@ int main(int count, char **words)
         run_power(number);
     } else if (strcmp(words[1], "trace") == 0) {
         run_trace(number);
+    } else if (strcmp(words[1], "rooms") == 0) {
+        for (uint32_t i = 0; i < number; ++i) {
+            new_life();
+            printf("unit %u sectors %u bytes %u past %u sample %u most %u places %u\n", area.unit, area.runs[0].count,
+                   area.runs[0].bytes, area.past, (uint32_t)REPLAY_SAMPLE_BYTES, (uint32_t)MOST_PLACES, replay_places());
+        }
     } else {
         return 2;
     }

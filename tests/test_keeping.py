@@ -47,15 +47,18 @@ def test_what_keeping_takes() -> None:
 
 
 def test_past_samples_beside_it() -> None:
-    """As flash_split.c shares the area out: the last sectors of the last run of two at least."""
-    area = board.load("nrf52840").flash
-    assert area and keeping.without_tail(area, 0) == area
-    for wanted, left in ((1, 62), (8192, 62), (8193, 61), (64 * 4096, 0), (10**6, 0)):
-        assert keeping.without_tail(area, wanted).nbytes == left * 4096
-    assert keeping.kept(board.load("nrf52840"), 1000, 20_000).slots == 59
-    with pytest.raises(BoardError, match="does not hold 1,000 bytes twice beside 100 of past samples") as caught:
-        keeping.kept(board.load("stm32f746"), 1000, 100)
-    assert "leave out --replay-in flash" in caught.value.remedy
+    """They have the first sectors, as many as they need; of the state there are two slots left, or the build is refused."""
+    paged, few = board.load("nrf52840"), board.load("stm32f746")
+    alone = keeping.kept(paged, 1000).slots
+    for count, sectors in ((1, 2), (21, 2), (22, 3), (41, 3), (42, 4)):  # 23 of 160 bytes a page; an eighth stays free
+        found = keeping.kept(paged, 1000, keeping.Past(count, 160))
+        assert (found.past_sectors, found.slots) == (sectors, alone - sectors) == (found.past_sectors, 64 - sectors)
+    found = keeping.kept(few, 21_624, keeping.Past(100, 160))
+    assert (found.past_sectors, found.slots, found.records) == (2, 2, (1, 6))
+    for state, size, limit in ((21_624, 300, "limit"), (40_000, 160, "0 samples"), (1000, 40_000, "0 samples")):
+        with pytest.raises(BoardError, match=f"past samples of {size:,} bytes beside {state:,} bytes twice") as caught:
+            keeping.kept(few, state, keeping.Past(1000, size))
+        assert limit in f"limit {caught.value.limit}" and "leave out --replay-in flash" in caught.value.remedy
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from toy import needs_cross, needs_host
 
-from tte import resources
+from tte import keeping, resources
+from tte.board import FlashArea
 from tte.device.learner import Memory
 
 HERE = Path(__file__).parent
 FIRMWARE = resources.path("firmware") / "src"
-FILES = ("replay.c", "replay_flash.c", "flash_split.c", "flash_model.c", "crc32.c")
+FILES = ("replay.c", "replay_flash.c", "flash_model.c", "crc32.c")
 PLACES = [f"-I{HERE / 'fixtures' / 'replay'}", f"-I{FIRMWARE}"]
 FLAGS = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-DTTE_REPLAY_BYTES=12000", *PLACES)
 SANITIZE = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -54,9 +55,21 @@ def test_power_cuts_tear_no_sample(run: Run) -> None:
 
 
 @needs_host
+def test_builds_know_what_fits(run: Run) -> None:
+    """`tte build` shares the flash out as the firmware will use it."""
+    fits = set()
+    for line in run("rooms", 3, 60):
+        area = FlashArea("model", 0, 0, line["unit"], 0, 0, ((line["sectors"], line["bytes"]), (2, 4096)))
+        room = keeping.past_room(area, line["past"], line["sample"])
+        assert min(room, line["most"]) == line["places"], line
+        fits.add((room == 0, room < line["most"]))
+    assert len(fits) > 1
+
+
+@needs_host
 def test_choices_are_those_of_the_twin(run: Run) -> None:
     rings = set()
-    for seed in range(12):
+    for seed in range(20):
         head, *lines = run("trace", seed, 400)
         memory = Memory(head["places"], CLASSES, bool(head["ring"]))
         for step, line in enumerate(lines):
@@ -85,5 +98,5 @@ def test_a_full_memory_is_balanced() -> None:
 def test_compiles_for_the_smallest_core(place: int, tmp_path: Path) -> None:
     own = "replay_flash.c" if place == 2 else "replay_ram.c"
     flags = [*FLAGS, "-mcpu=cortex-m0", "-mthumb", "-O2", "-Wconversion", "-ffreestanding", f"-DTTE_REPLAY_PLACE={place}"]
-    for file in ("replay.c", own, "flash_split.c"):
+    for file in ("replay.c", own):
         subprocess.run(["arm-none-eabi-gcc", *flags, "-c", str(FIRMWARE / file), "-o", str(tmp_path / "made.o")], check=True)

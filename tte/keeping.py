@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tte.board import Board, FlashArea
 from tte.errors import BoardError
 
-HEADERS = ("crc32.h", "flash.h", "flash_model.h", "flash_split.h", "flash_stm32.h", "kept.h", "store.h", "store_record.h")
+HEADERS = ("crc32.h", "flash.h", "flash_model.h", "flash_stm32.h", "kept.h", "store.h", "store_record.h")
 HOST_SOURCES = ("crc32.c", "kept.c", "store.c", "store_save.c", "flash_model.c", "medium_host.c", "flash_area.c")
 _ENGINE = ("crc32.c", "kept.c", "store.c", "store_save.c")
 _DRIVERS = {
@@ -21,27 +21,50 @@ _DRIVERS = {
 AREA_SOURCE = "flash_area.c"
 # Of a record beside the state (firmware/src/store.h): header and trailer.
 _HEADER_BYTES, _TRAILER_BYTES = 52, 8
+# Of past samples (firmware/src/replay_flash.c): before each, and before those of a sector.
+_PAST_HEAD_BYTES, _PAST_SECTOR_BYTES = 16, 8
 
 
 def record_bytes(area: FlashArea, state_bytes: int) -> int:
     """What a record of `state_bytes` takes in flash: header, state and trailer, each in whole units."""
-    return sum(-(-part // area.unit) * area.unit for part in (_HEADER_BYTES, state_bytes, _TRAILER_BYTES))
+    return sum(_whole(area, part) for part in (_HEADER_BYTES, state_bytes, _TRAILER_BYTES))
 
 
-def _slot_sizes(area: FlashArea, state_bytes: int) -> Iterator[int]:
-    """Bytes of each slot: sectors in a row, as few as hold a record, from the area's start on (as store.c counts)."""
+def _whole(area: FlashArea, nbytes: int) -> int:
+    """`nbytes` in whole units of programming."""
+    return -(-nbytes // area.unit) * area.unit
+
+
+def _slot_sizes(area: FlashArea, state_bytes: int, past: int = 0) -> Iterator[int]:
+    """Bytes of each slot: sectors in a row, as few as hold a record, from the area's sector `past` on (as store.c counts)."""
     need, room = record_bytes(area, state_bytes), 0
-    for count, size in area.runs:
-        for _ in range(count):
-            room += size
-            if room >= need:
-                yield room
-                room = 0
+    for size in [size for count, size in area.runs for _ in range(count)][past:]:
+        room += size
+        if room >= need:
+            yield room
+            room = 0
 
 
-def slots(area: FlashArea, state_bytes: int) -> int:
-    """How many slots the area gives."""
-    return sum(1 for _ in _slot_sizes(area, state_bytes))
+def slots(area: FlashArea, state_bytes: int, past: int = 0) -> int:
+    """How many slots the area gives, without its first `past` sectors."""
+    return sum(1 for _ in _slot_sizes(area, state_bytes, past))
+
+
+def past_room(area: FlashArea, sectors: int, sample_bytes: int) -> int:
+    """How many past samples of `sample_bytes` the area's first sectors hold: one of them is always being written anew, and an
+    eighth of the others stays free (as replay_flash.c counts)."""
+    size = area.runs[0][1]
+    each = max(0, size - _whole(area, _PAST_SECTOR_BYTES)) // _whole(area, _PAST_HEAD_BYTES + sample_bytes)
+    room = max(0, sectors - 1) * each
+    return max(0, room - (room // 8 if room >= 8 else 1))
+
+
+@dataclass(frozen=True)
+class Past:
+    """Past samples that are to lie in flash: how many, and the bytes of one, with its target if it has one."""
+
+    count: int
+    sample_bytes: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +77,7 @@ class Kept:
         record_bytes: what a save takes.
         records: saves that fit into each slot between two erases of it.
         endurance: erases that a sector is made for; 0: not known.
+        past_sectors: sectors at the start that hold past samples.
     """
 
     address: int
@@ -62,6 +86,7 @@ class Kept:
     record_bytes: int
     records: tuple[int, ...]
     endurance: int
+    past_sectors: int
 
     @property
     def saves(self) -> tuple[int, int]:
@@ -73,29 +98,37 @@ class Kept:
         return self.endurance * self.slots, self.endurance * sum(self.records)
 
 
-def kept(board: Board, state_bytes: int, past_bytes: int = 0) -> Kept:
-    """What keeping `state_bytes` takes of a board, whose flash holds `past_bytes` of past samples as well.
+def kept(board: Board, state_bytes: int, past: Past | None = None) -> Kept:
+    """What keeping `state_bytes` takes of a board, whose flash holds past samples as well if there are any.
 
     Raises:
-        BoardError: as `area_for`.
+        BoardError: as `area_for`; or the past samples do not fit beside the state.
     """
-    whole = area_for(board, state_bytes, past_bytes)
-    area, record = without_tail(whole, past_bytes), record_bytes(whole, state_bytes)
-    sizes = tuple(_slot_sizes(area, state_bytes))
-    return Kept(area.org, whole.nbytes, len(sizes), record, tuple(size // record for size in sizes), area.endurance)
+    area = area_for(board, state_bytes)
+    sectors = _past_sectors(board, area, state_bytes, past) if past else 0
+    record, sizes = record_bytes(area, state_bytes), tuple(_slot_sizes(area, state_bytes, sectors))
+    records = tuple(size // record for size in sizes)
+    return Kept(area.org, area.nbytes, len(sizes), record, records, area.endurance, sectors)
 
 
-def without_tail(area: FlashArea, wanted: int) -> FlashArea:
-    """The area without the sectors at its end that hold `wanted` bytes of past samples (as flash_split.c shares it out).
-
-    They are the last of the last run of two at least; what lies behind them is left out, too. The same where there is none.
-    """
-    most = max((i for i, (count, _) in enumerate(area.runs) if count >= 2), default=None)
-    if not wanted or most is None:
-        return area
-    count, size = area.runs[most]
-    rest = count - min(max(2, -(-wanted // size)), count)
-    return replace(area, runs=(*area.runs[:most], *(((rest, size),) if rest else ())))
+def _past_sectors(board: Board, area: FlashArea, state_bytes: int, past: Past) -> int:
+    """The fewest sectors that hold the past samples: of the first run, as they must be of one size."""
+    most, room = 0, 0
+    for sectors in range(2, area.runs[0][0] + 1):
+        if slots(area, state_bytes, sectors) < 2:
+            break
+        most, room = sectors, past_room(area, sectors, past.sample_bytes)
+        if room >= past.count:
+            return sectors
+    size = past.sample_bytes
+    raise BoardError(
+        f"the flash for trained state, {area.nbytes:,} bytes, does not hold {past.count:,} past samples of {size:,} bytes beside "
+        f"{state_bytes:,} bytes twice: a sector is kept free, and an eighth of the others",
+        where=board.name,
+        limit=f"{room:,} samples, --replay {room * size}, in {most} sectors of {area.runs[0][1]:,} bytes",
+        remedy=("fewer of them (--replay), " if room else "")
+        + "train fewer layers (--update), give tte.flash more sectors in the board's JSON, or leave out --replay-in flash",
+    )
 
 
 def largest_state(area: FlashArea) -> int:
@@ -107,29 +140,27 @@ def largest_state(area: FlashArea) -> int:
     return low
 
 
-def area_for(board: Board, state_bytes: int, past_bytes: int = 0) -> FlashArea:
-    """The board's area, which holds `state_bytes` twice beside `past_bytes` of past samples.
+def area_for(board: Board, state_bytes: int) -> FlashArea:
+    """The board's area, which holds `state_bytes` twice.
 
     Raises:
         BoardError: it has none, or a smaller one.
     """
-    if board.flash is None:
+    area = board.flash
+    if area is None:
         raise BoardError(
             "the board's file names no flash to keep trained state in", where=board.name,
             remedy="add a section tte.flash to the board's JSON, or leave out --keep",
         )  # fmt: skip
-    area = without_tail(board.flash, past_bytes)
     if slots(area, state_bytes) < 2:
-        beside = f" beside {past_bytes:,} of past samples" if past_bytes else ""
         raise BoardError(
-            f"the flash for trained state, {board.flash.nbytes:,} bytes, does not hold {state_bytes:,} bytes twice{beside}: "
-            "one is written while the other holds",
+            f"the flash for trained state, {area.nbytes:,} bytes, does not hold {state_bytes:,} bytes twice: one is written "
+            "while the other holds",
             where=board.name,
             limit=f"{max(largest_state(area), 0):,} bytes of state",
-            remedy="train fewer layers (--update), give tte.flash more sectors in the board's JSON, or leave out "
-            + ("--replay-in flash" if past_bytes else "--keep"),
+            remedy="train fewer layers (--update), give tte.flash more sectors in the board's JSON, or leave out --keep",
         )
-    return board.flash
+    return area
 
 
 def program_memory(board: Board, start: int, *, keeps: bool) -> tuple[tuple[str, int, int], ...]:
@@ -153,7 +184,7 @@ def sources(board: Board, *, emulated: bool) -> tuple[str, ...]:
     return (*_ENGINE, AREA_SOURCE, *_DRIVERS["flash_model" if emulated else board.flash.driver])
 
 
-def area_source(area: FlashArea) -> str:
+def area_source(area: FlashArea, past_sectors: int) -> str:
     """The C file that tells the firmware the area: `flash_board` of flash.h."""
     runs = ", ".join(f"{{{count}u, {size}u}}" for count, size in area.runs)
     return f"""\
@@ -168,6 +199,7 @@ const flash_area *flash_board(void)
         .unit = {area.unit}u,
         .writes = {area.writes}u,
         .endurance = {area.endurance}u,
+        .past = {past_sectors}u,
         .runs = {{{runs}}},
     }};
     return &area;

@@ -6,6 +6,7 @@ the whole sample gives.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -46,6 +47,11 @@ class Cut:
     nbytes: int
     work: int
     whole: int
+
+    @property
+    def key(self) -> int:
+        """32 bits that tell latents of this cut from those of another cut of the same program."""
+        return zlib.crc32(repr((self.step, [(p.name, p.offset, p.nbytes) for p in self.parts])).encode())
 
 
 def frozen_cut(plan: Plan) -> Cut:

@@ -78,7 +78,7 @@ class Life:
         names = ["serve_life.c", "learner.c"] if self.latent else []
         names += ["guard.c"] if self.guard else []
         if self.replay:
-            names += ["replay.c", *(("replay_flash.c", "flash_split.c") if self.replay_in == "flash" else ("replay_ram.c",))]
+            names += ["replay.c", "replay_flash.c" if self.replay_in == "flash" else "replay_ram.c"]
         return tuple(names)
 
     @property

@@ -98,6 +98,7 @@ def generate_project(
     stack_bytes: int | None = None,
     ram_window_bytes: int | None = None,
     keep_bytes: int | None = None,
+    past_sectors: int = 0,
     life: Life = Life(),
     more: Mapping[str, str] | None = None,
 ) -> Project:
@@ -113,6 +114,7 @@ def generate_project(
         ram_window_bytes: RAM that the emulator's MPU grants, instead of all the board has; a multiple of 32.
         keep_bytes: trained state that the program can keep in the board's own flash, with the sectors for it left free;
             None: nothing.
+        past_sectors: sectors of that flash that hold past samples (`tte.keeping.Kept`).
         life: what else the programs do beside learning; `keep` follows from `keep_bytes`.
         more: further files, content by path below `out_dir`.
 
@@ -127,7 +129,9 @@ def generate_project(
     files: dict[str, str | bytes] = {f"lib/{name}/{path}": content for path, content in library_files.items()}
     files |= more or {}
     life = replace(life, keep=keep_bytes is not None)
-    area = keeping.area_for(board, keep_bytes, life.past_in_flash) if keep_bytes is not None else None
+    area = keeping.area_for(board, keep_bytes) if keep_bytes is not None else None
+    if area:
+        files[f"src/{keeping.AREA_SOURCE}"] = keeping.area_source(area, past_sectors)
     files |= _firmware_files(board, stack, area, life)
     files["platformio.ini"] = _platformio_ini(board, name, ram_window_bytes, life)
     try:
@@ -212,7 +216,6 @@ def _firmware_files(board: Board, stack_bytes: int, area: FlashArea | None, life
     files: dict[str, str | bytes] = {f"boards/{board.name}.json": board.manifest}
     if area:
         sources.update((*keeping.HOST_SOURCES, *keeping.HEADERS))
-        files[f"src/{keeping.AREA_SOURCE}"] = keeping.area_source(area)
     script = (room / "cortexm.ld").read_text(encoding="utf-8")
     for env, emulated in _variants(board):
         sources.update(_sources(board, emulated, life))

@@ -120,13 +120,14 @@ def build(
     limit = min(ram or board.ram_bytes, board.ram_bytes)
     _refuse_what_cannot_live(compiled, options.life)
     state = codegen.state_bytes(compiled.plan)
-    kept = keeping.kept(board, state, options.life.past_in_flash) if options.life.keep else None
+    kept = _kept(compiled.plan, board, options.life)
     refuse_unless_it_fits(compiled.plan, board, limit, kept)
     if ram:
         # It fits at its smallest: spend what is left on fewer instructions.
         room = limit - state - STACK_ROOM - FIRMWARE_ROOM - _room_for(options.life, compiled.plan)
         options = replace(options, budget=max(room, 0))
         compiled = compile_model(model, options, say)
+        kept = _kept(compiled.plan, board, options.life)  # with other kernels, the frozen cut may be another
     if dump_ir is not None:
         _dump(compiled, dump_ir)
     if missing and not toolchain.compiler_package().is_dir():
@@ -142,7 +143,7 @@ def build(
     with _removed_on_failure(out):
         say(f"compiling for {board.title}")
         try:
-            result = _build_within(out, sources, board, name, limit, compiled.plan, digest, life)
+            result = _build_within(out, sources, board, name, limit, compiled.plan, digest, life, kept)
         except BoardError as error:
             flash = _more_flash(kept) if "FLASH" in error.limit else error.remedy
             remedy = _remedy(compiled.plan, life) if "RAM" in error.limit else flash
@@ -158,7 +159,8 @@ def build(
 
 
 def _build_within(
-    out: Path, sources: Mapping[str, str], board: Board, name: str, limit: int, plan: Plan, digest: str, life: Life
+    out: Path, sources: Mapping[str, str], board: Board, name: str, limit: int, plan: Plan, digest: str, life: Life,
+    kept: keeping.Kept | None,
 ) -> firmware.BuildResult:
     """Lays out and builds the project; where RAM is short, the stack gets what its bound asks for and no more."""
     window = limit // 32 * 32 if limit < board.ram_bytes else None
@@ -168,7 +170,7 @@ def _build_within(
     def attempt(stack: int) -> firmware.BuildResult:
         made = pioproject.generate_project(
             out, sources, board, name=name, stack_bytes=stack, ram_window_bytes=window, more=scripts, life=life,
-            keep_bytes=codegen.state_bytes(plan) if life.keep else None,
+            keep_bytes=codegen.state_bytes(plan) if life.keep else None, past_sectors=kept.past_sectors if kept else 0,
         )  # fmt: skip
         return firmware.build(made)
 
@@ -179,6 +181,15 @@ def _build_within(
         # The emulated twin's driver may go a little deeper than the board's: 32 bytes more.
         result = attempt(-(-result.stack_bound_bytes // 32) * 32 + 32)
     return result
+
+
+def _kept(plan: Plan, board: Board, life: Life) -> keeping.Kept | None:
+    """The flash that trained state takes, with the past samples that lie there."""
+    if not life.keep:
+        return None
+    size = _sample_bytes(plan) if life.past_in_flash else 1
+    past = keeping.Past(life.past_in_flash // size, size) if life.past_in_flash else None
+    return keeping.kept(board, codegen.state_bytes(plan), past)
 
 
 def _flash_limit(board: Board, kept: keeping.Kept | None) -> int:

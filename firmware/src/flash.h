@@ -24,6 +24,7 @@ typedef struct {
     uint32_t unit;                  /* bytes that are programmed at once: a power of two, at most FLASH_UNIT_MAX */
     uint32_t writes;                /* how often a unit may be programmed between two erases; 0: as often as one likes */
     uint32_t endurance;             /* erases that a sector is made for; 0: not known */
+    uint32_t past;                  /* so many sectors at the start, of the first run, are for past samples (replay_flash.c) */
     flash_run runs[FLASH_RUNS_MAX]; /* by address; those behind the last have a count of 0 */
 } flash_area;
 

@@ -1,9 +1,9 @@
 /*
- * Past samples in the board's flash, as a log over a ring of sectors. What belongs to a place is in RAM; a sample that is
+ * Past samples in the board's flash, as a log over a ring of sectors (flash.h: `past`). What belongs to a place is in RAM; a sample that is
  * replaced stays in flash until its sector's turn comes.
  *
  * A sector begins with its number in the order of writing, and a CRC-32; then records: count, seen, label, CRC-32 (of these,
- * the sample, and the model's hash before all), the sample; each filled up to whole units of programming. A record is read
+ * the sample, and the model's hash and its cut's before all), the sample; each filled up to whole units of programming. A record is read
  * back; one that a power cut tore has another CRC and is no sample.
  *
  * The sector behind the newest holds nothing that is needed. When the newest is full, that one is erased and becomes the
@@ -16,7 +16,7 @@
 #include <string.h>
 
 #include "crc32.h"
-#include "flash_split.h"
+#include "flash.h"
 
 enum { COUNT, SEEN, LABEL, CRC, HEAD_WORDS, HEAD_BYTES = 4 * HEAD_WORDS, SECTOR_WORDS = 2 };
 enum { MOST_PLACES = TTE_REPLAY_BYTES / REPLAY_SAMPLE_BYTES, NOT_THERE = 0xFFFF };
@@ -27,7 +27,7 @@ static union {
     uint32_t words[RECORD_MOST / 4];
     uint8_t bytes[RECORD_MOST];
 } buffer; /* one record */
-static flash_part part;
+static uint32_t sectors, sector_bytes; /* the ring */
 static uint32_t unit, record_bytes, sector_head_bytes, per_sector;
 static uint32_t newest, used, generation; /* the newest sector, its records, its number */
 
@@ -38,18 +38,19 @@ static uint32_t rounded(uint32_t bytes)
 
 static uint32_t after(uint32_t sector)
 {
-    return sector + 1 < part.count ? sector + 1 : 0;
+    return sector + 1 < sectors ? sector + 1 : 0;
 }
 
 static uint32_t record_at(uint32_t record)
 {
     const uint32_t sector = record / per_sector;
-    return part.offset + sector * part.bytes + sector_head_bytes + (record - sector * per_sector) * record_bytes;
+    return sector * sector_bytes + sector_head_bytes + (record - sector * per_sector) * record_bytes;
 }
 
 static uint32_t hash_crc(void)
 {
-    return crc32_add(0, TTE_MODEL_HASH, sizeof TTE_MODEL_HASH - 1);
+    static const uint32_t cut = TTE_MODEL_LATENT_KEY;
+    return crc32_add(crc32_add(0, TTE_MODEL_HASH, sizeof TTE_MODEL_HASH - 1), &cut, sizeof cut);
 }
 
 static uint32_t record_crc(void)
@@ -69,7 +70,7 @@ static int read_record(uint32_t record)
 static uint32_t generation_of(uint32_t sector)
 {
     uint32_t words[SECTOR_WORDS];
-    const int result = flash_read(part.offset + sector * part.bytes, words, sizeof words);
+    const int result = flash_read(sector * sector_bytes, words, sizeof words);
     return result == FLASH_OK && words[1] == crc32_add(hash_crc(), words, 4) ? words[0] : 0;
 }
 
@@ -93,42 +94,43 @@ uint32_t storage_open(void)
         return 0;
     }
     unit = area->unit;
-    part = flash_tail(area, TTE_REPLAY_BYTES);
+    sectors = area->past;
+    sector_bytes = area->runs[0].bytes;
     record_bytes = rounded(HEAD_BYTES + REPLAY_SAMPLE_BYTES);
     sector_head_bytes = rounded(4 * SECTOR_WORDS);
-    if (part.count < 2 || part.bytes < sector_head_bytes + record_bytes) {
+    if (sectors < 2 || sectors > area->runs[0].count || sector_bytes < sector_head_bytes + record_bytes) {
         return 0;
     }
-    per_sector = (part.bytes - sector_head_bytes) / record_bytes;
-    const uint32_t room = (part.count - 1) * per_sector;
+    per_sector = (sector_bytes - sector_head_bytes) / record_bytes;
+    const uint32_t room = (sectors - 1) * per_sector;
     uint32_t fit = room - (room >= 8 ? room / 8 : 1);
     fit = fit < MOST_PLACES ? fit : MOST_PLACES;
     if (room + per_sector >= NOT_THERE) {
         return 0;
     }
-    newest = part.count - 1;
+    newest = sectors - 1;
     used = per_sector; /* what a power cut left of the newest sector is not written to */
     generation = 0;
-    for (uint32_t sector = 0; sector < part.count; ++sector) {
+    for (uint32_t sector = 0; sector < sectors; ++sector) {
         const uint32_t found = generation_of(sector);
         if (found > generation) {
             generation = found;
             newest = sector;
         }
     }
-    for (uint32_t i = 0, sector = newest; generation > 0 && i + 1 < part.count; ++i) {
+    for (uint32_t i = 0, sector = newest; generation > 0 && i + 1 < sectors; ++i) {
         if (generation_of(sector) > 0) {
             find_sector(sector, fit);
         }
-        sector = sector > 0 ? sector - 1 : part.count - 1;
+        sector = sector > 0 ? sector - 1 : sectors - 1;
     }
     return fit;
 }
 
 void storage_clear(void)
 {
-    for (uint32_t sector = 0; sector < part.count; ++sector) {
-        (void)flash_erase(part.first + sector);
+    for (uint32_t sector = 0; sector < sectors; ++sector) {
+        (void)flash_erase(sector);
     }
     used = per_sector;
 }
@@ -159,13 +161,13 @@ static int turn(void)
     uint8_t head[FLASH_UNIT_MAX];
     uint32_t words[SECTOR_WORDS] = {generation + 1, 0};
     const uint32_t next = after(newest);
-    if (flash_erase(part.first + next) != FLASH_OK) {
+    if (flash_erase(next) != FLASH_OK) {
         return 0;
     }
     words[1] = crc32_add(hash_crc(), words, 4);
     memset(head, 0xFF, sizeof head);
     memcpy(head, words, sizeof words);
-    if (flash_program(part.offset + next * part.bytes, head, sector_head_bytes) != FLASH_OK) {
+    if (flash_program(next * sector_bytes, head, sector_head_bytes) != FLASH_OK) {
         return 0;
     }
     newest = next;
@@ -185,7 +187,7 @@ int storage_put(uint32_t place, uint32_t label, uint32_t count, uint32_t seen)
 {
     record_of[place] = NOT_THERE;
     for (uint32_t turns = 0; used == per_sector; ++turns) {
-        if (turns == part.count || !turn()) {
+        if (turns == sectors || !turn()) {
             return 0;
         }
     }

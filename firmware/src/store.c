@@ -3,9 +3,6 @@
 
 #include "crc32.h"
 #include "store_record.h"
-#if defined TTE_REPLAY_PLACE && TTE_REPLAY_PLACE == 2
-#include "flash_split.h"
-#endif
 
 typedef struct {
     uint32_t at, slot, sequence;
@@ -19,7 +16,7 @@ static int is_later(uint32_t sequence, uint32_t than)
 
 int store_find_slot(const store *keep, uint32_t slot, span *found)
 {
-    uint32_t sector = 0;
+    uint32_t sector = keep->area->past;
     for (uint32_t index = 0;; ++index) {
         uint32_t offset = 0, bytes = 0, size = 0;
         const uint32_t first = sector;
@@ -125,7 +122,7 @@ static int find_foreign(store *keep)
 {
     uint32_t words[2], offset, bytes, crc;
     int reason = STORE_EMPTY;
-    for (uint32_t sector = 0; flash_sector(keep->area, sector, &offset, &bytes); ++sector) {
+    for (uint32_t sector = keep->area->past; flash_sector(keep->area, sector, &offset, &bytes); ++sector) {
         uint32_t *const header = keep->header;
         if (flash_read(offset, words, sizeof words) != FLASH_OK || words[0] != STORE_MAGIC) {
             continue;
@@ -170,11 +167,6 @@ int store_open(store *keep, const char hash[STORE_HASH_BYTES], uint32_t length)
         keep->area = 0;
         return STORE_NO_FLASH;
     }
-#if defined TTE_REPLAY_PLACE && TTE_REPLAY_PLACE == 2
-    static flash_area rest; /* past samples have the end */
-    rest = flash_without_tail(keep->area, TTE_REPLAY_BYTES);
-    keep->area = &rest;
-#endif
     const uint32_t unit = keep->area->unit;
     span slot;
     if (length > flash_bytes(keep->area)) {

@@ -26,7 +26,7 @@ static inline uint32_t least(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-/* A slot's sectors: as few as hold a record, from the area's start on. 0 where there are no more slots. */
+/* A slot's sectors: as few as hold a record, from the first on that holds no past samples. 0 where there are no more slots. */
 int store_find_slot(const store *keep, uint32_t slot, span *found);
 
 /* Reads the header at `at` into `words`; 0 unless it is one, of this version. */

@@ -78,6 +78,8 @@ def _add_kept(table: Table, kept: Kept) -> None:
     where = f"at 0x{kept.address:08x}: {kept.slots} slots"
     about = f"{where}; a save takes {kept.record_bytes:,}, {fit} of them between two erases"
     table.add_row("kept state", f"{kept.flash_bytes:,}", "", about)
+    if kept.past_sectors:
+        table.add_row("", "", "", f"its first {kept.past_sectors} sectors hold past samples")
     if kept.endurance:
         table.add_row("", "", "", f"{kept.saves[0]:,} saves if each follows a reset, {kept.saves[1]:,} without, wear it out")
 
