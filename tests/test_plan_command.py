@@ -12,7 +12,7 @@ import pytest
 from test_cli import DIGITS, refused, snapshot, tte
 
 from tte import board as boards
-from tte import tradeoff
+from tte import needs, tradeoff
 from tte.compiler import Options, compile_model
 from tte.picture import KINDS, boxes
 from tte.planner.schedule import buffers, live_bytes
@@ -80,7 +80,7 @@ def test_bound_holds(seed: int) -> None:
 def test_limit(tmp_path: Path) -> None:
     """--ram chooses as `tte build` does; what does not fit is told with the nearest limit."""
     small = tradeoff.explore(DIGITS, BOARD, Options(update="full"))
-    need = small.chosen.ram_bytes + tradeoff.RESERVE
+    need = small.chosen.ram_bytes + needs.RESERVE
     roomy = tradeoff.explore(DIGITS, BOARD, Options(update="full"), need + 8192)
     assert roomy.chosen.fits and roomy.chosen.train_macs < small.chosen.train_macs
     assert any(not p.fits for p in roomy.points)

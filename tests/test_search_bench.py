@@ -22,11 +22,12 @@ from tte import board as boards
 from tte import codegen
 from tte.compiler import Options, compile_model
 from tte.errors import DataError, ModelError
+from tte.life import Life
+from tte.needs import RESERVE, life_room
 from tte.search import rate, worker
 from tte.search.bench import Workbench
 from tte.search.candidate import Candidate
 from tte.search.pool import Pool
-from tte.search.price import RESERVE
 from tte.search.store import Store
 from tte.search.task import Task, division, forward, task
 from tte.training import scheme as schemes
@@ -139,6 +140,9 @@ def test_price_is_the_plan_of_tte_build(place: Path, tmp_path: Path) -> None:
             assert found.ram_bytes == plan.arena_bytes + codegen.state_bytes(plan) + RESERVE
             assert found.instructions > 0
             assert bench.least_ram([candidate])[0] <= found.ram_bytes
+            bench.life = Life(keep=True, guard=10, replay=4096)
+            assert bench.price([candidate])[0].ram_bytes == found.ram_bytes + life_room(plan, bench.life)
+            bench.life = Life()
 
 
 # ---- measurements

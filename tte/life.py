@@ -11,7 +11,10 @@ PLACES = ("ram", "external", "flash")
 """Where past samples may lie, in the order of the firmware's TTE_REPLAY_PLACE."""
 GUARDS = ("ram", "flash")
 """Where the state lies to which the guard goes back: a copy in RAM, or what was saved last."""
-_GUARD_ROOM, _REPLAY_ROOM = 304, 500  # bytes of variables and stack, beside what is held
+_GUARD_ROOM, _REPLAY_ROOM = 304, 430  # bytes of variables and stack, beside what is held
+_LABEL_BYTES = 2  # of a sample that is held: its class
+_RECORD_BYTES = 2  # of a past sample in flash: where it is
+_CLASS_BYTES = 7  # of a class, in replay.c's tables
 _KEEP_ROOM = 576  # bytes: firmware/src/store.h's `store`, and on the RP2040 the driver's code
 
 
@@ -45,19 +48,32 @@ class Life:
         """Bytes of the flash that keeps trained state which are for past samples."""
         return self.replay if self.replay_in == "flash" else 0
 
-    def room_bytes(self, sample: int, state: int) -> int:
+    def room_bytes(self, sample: int, state: int, classes: int) -> int:
         """RAM to leave for these parts where RAM is shared out.
 
         Args:
-            sample: bytes of a sample at the frozen cut, with its target or label.
+            sample: bytes of a sample at the frozen cut, with its target if it has one.
             state: bytes of trained state.
+            classes: by which past samples are balanced; 1 for samples with a target.
         """
         room = _KEEP_ROOM if self.keep else 0
         if self.guard:
-            room += _GUARD_ROOM + self.guard * sample + (state if self.guard_in == "ram" else 0)
+            room += _GUARD_ROOM + self.guard * (sample + _LABEL_BYTES) + (state if self.guard_in == "ram" else 0)
         if self.replay:
-            room += _REPLAY_ROOM + (self.replay if self.replay_in == "ram" else sample)
+            places, in_flash = self.replay // sample, self.replay_in == "flash"
+            room += _REPLAY_ROOM + _CLASS_BYTES * classes + (self.replay if self.replay_in == "ram" else sample)
+            room += places * (_LABEL_BYTES + _RECORD_BYTES * in_flash)
         return room
+
+    @property
+    def words(self) -> str:
+        """These parts as the options of `tte build`; "" for none."""
+        words = [f"--{name}" for name in ("keep", "resumable") if getattr(self, name)]
+        if self.guard:
+            words += [f"--guard {self.guard}", *([f"--guard-in {self.guard_in}"] if self.guard_in != GUARDS[0] else [])]
+        if self.replay:
+            words += [f"--replay {self.replay}", *([f"--replay-in {self.replay_in}"] if self.replay_in != PLACES[0] else [])]
+        return " ".join(words)
 
     @property
     def macros(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tte
-from tte import codegen, files, firmware, keeping, latent, native, pioproject, renode, steps, toolchain
+from tte import codegen, files, firmware, keeping, native, needs, pioproject, renode, steps, toolchain
 from tte.board import Board
 from tte.compiler import Compiled, Options, compile_model
 from tte.errors import BoardError, DataError, ModelError, ToolchainError
@@ -24,10 +24,7 @@ from tte.training.autodiff import TRUTH, Numerics
 MANIFEST = "build.json"
 STEPS = "steps.txt"  # what each step is and costs, for people
 _KEPT = "source"
-FIRMWARE_ROOM = 512  # bytes for the firmware's own variables, where RAM is to be shared out
-_LABEL_BYTES = 2
 _MOST_PAST = 0xFFFF  # firmware/src/replay.c counts places in 16 bits
-STACK_ROOM = 1536  # bytes of stack where the board's usual reserve does not fit; fast depthwise kernels may need some 1,050
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ def build(
     refuse_unless_it_fits(compiled.plan, board, limit, kept)
     if ram:
         # It fits at its smallest: spend what is left on fewer instructions.
-        room = limit - state - STACK_ROOM - FIRMWARE_ROOM - _room_for(options.life, compiled.plan)
+        room = limit - state - needs.RESERVE - needs.life_room(compiled.plan, options.life)
         options = replace(options, budget=max(room, 0))
         compiled = compile_model(model, options, say)
         kept = _kept(compiled.plan, board, options.life)  # with other kernels, the frozen cut may be another
@@ -164,7 +161,7 @@ def _build_within(
 ) -> firmware.BuildResult:
     """Lays out and builds the project; where RAM is short, the stack gets what its bound asks for and no more."""
     window = limit // 32 * 32 if limit < board.ram_bytes else None
-    static = plan.arena_bytes + codegen.state_bytes(plan) + FIRMWARE_ROOM + _room_for(life, plan)
+    static = plan.arena_bytes + codegen.state_bytes(plan) + needs.FIRMWARE_ROOM + needs.life_room(plan, life)
     scripts = renode.files(board, board.name, name, digest)
 
     def attempt(stack: int) -> firmware.BuildResult:
@@ -176,7 +173,7 @@ def _build_within(
 
     if static + board.stack_bytes <= limit:
         return attempt(board.stack_bytes)
-    result = attempt(min(STACK_ROOM, board.stack_bytes))
+    result = attempt(min(needs.STACK_ROOM, board.stack_bytes))
     if result.ram_static_bytes + result.stack_reserve_bytes > limit:
         # The emulated twin's driver may go a little deeper than the board's: 32 bytes more.
         result = attempt(-(-result.stack_bound_bytes // 32) * 32 + 32)
@@ -187,7 +184,7 @@ def _kept(plan: Plan, board: Board, life: Life) -> keeping.Kept | None:
     """The flash that trained state takes, with the past samples that lie there."""
     if not life.keep:
         return None
-    size = _sample_bytes(plan) if life.past_in_flash else 1
+    size = needs.sample_bytes(plan) if life.past_in_flash else 1
     past = keeping.Past(life.past_in_flash // size, size) if life.past_in_flash else None
     return keeping.kept(board, codegen.state_bytes(plan), past)
 
@@ -195,18 +192,6 @@ def _kept(plan: Plan, board: Board, life: Life) -> keeping.Kept | None:
 def _flash_limit(board: Board, kept: keeping.Kept | None) -> int:
     """Flash for the program."""
     return board.flash_bytes - (kept.flash_bytes if kept else 0)
-
-
-def _room_for(life: Life, plan: Plan) -> int:
-    """RAM to leave for what a device does beside learning, where RAM is shared out."""
-    sample = _sample_bytes(plan) + _LABEL_BYTES if life.latent else 0
-    return life.room_bytes(sample, codegen.state_bytes(plan))
-
-
-def _sample_bytes(plan: Plan) -> int:
-    """What a past or held-out sample takes: what crosses the frozen cut, and its target if it has one."""
-    truth = plan.program.graph.type(TRUTH)
-    return latent.frozen_cut(plan).nbytes + (0 if truth.dtype == "int32" else truth.nbytes)
 
 
 def refuse_unless_it_fits(plan: Plan, board: Board, ram_limit: int, kept: keeping.Kept | None = None) -> None:
@@ -231,8 +216,8 @@ def _refuse_what_cannot_live(compiled: Compiled, life: Life) -> None:
             f"nothing trains, so {' and '.join(wanted)} would have no effect",
             where=compiled.forward.name, remedy="choose what trains (--update), or leave them out",
         )  # fmt: skip
-    if life.replay and not 0 < life.replay // _sample_bytes(compiled.plan) <= _MOST_PAST:
-        size = _sample_bytes(compiled.plan)
+    if life.replay and not 0 < life.replay // needs.sample_bytes(compiled.plan) <= _MOST_PAST:
+        size = needs.sample_bytes(compiled.plan)
         raise ModelError(
             f"room for {life.replay // size:,} past samples of {size:,} bytes each", where=f"--replay {life.replay}",
             limit=f"1 .. {_MOST_PAST:,} samples: {size:,} .. {_MOST_PAST * size:,} bytes",
@@ -272,7 +257,7 @@ def too_large(
 
 def _remedy(plan: Plan, life: Life) -> str:
     """What would help, the largest part first."""
-    if life.latent and (room := _room_for(life, plan)) > max(plan.arena_bytes, codegen.state_bytes(plan)):
+    if life.latent and (room := needs.life_room(plan, life)) > max(plan.arena_bytes, codegen.state_bytes(plan)):
         return f"what --guard and --replay hold binds ({room:,} bytes): fewer samples, --guard-in flash, --replay-in flash"
     if codegen.state_bytes(plan) > plan.arena_bytes:
         return "trained state binds: a smaller scheme, fewer --classes, --mode sr (no residuals), or a board with more RAM"

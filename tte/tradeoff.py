@@ -12,6 +12,7 @@ from tte.board import Board
 from tte.compiler import Compiled, Options, compile_model
 from tte.errors import ModelError
 from tte.ir import Node, Role
+from tte.needs import RESERVE
 from tte.ops.linear_grad import InputGrad
 from tte.ops.segment import Segment
 from tte.planner.arena import Plan, plan
@@ -19,10 +20,7 @@ from tte.planner.check import check
 from tte.planner.order import order
 from tte.planner.schedule import ALIGN, Program, buffers, live_bytes
 from tte.planner.stream import stream
-from tte.project import FIRMWARE_ROOM, STACK_ROOM
 
-#: Bytes of stack and of the firmware's own variables that `tte build` sets aside; they come on top of a plan's RAM.
-RESERVE = STACK_ROOM + FIRMWARE_ROOM
 #: A search for segments looks at up to n * n stretches of n steps. Between the smallest plan and that without segments
 #: further searches are made, so many in all, and one at least: planning is to stay within seconds.
 _STRETCHES = 4000

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tte import board as boards
-from tte import tradeoff
+from tte import needs, tradeoff
 from tte.cli.output import Output, Size, command
 from tte.compiler import LOSSES, Options
 from tte.planner.arena import Plan
@@ -87,7 +87,7 @@ def _show(console: Console, found: Tradeoff, board: str) -> None:
     console.print(table)
     console.print(
         f"RAM is arena and trained state in bytes; stack and the firmware's own variables come on top: 'fits' counts "
-        f"{tradeoff.RESERVE:,} for them, of {found.limit:,}.\n'row by row': operators that run in segments with rolling "
+        f"{needs.RESERVE:,} for them, of {found.limit:,}.\n'row by row': operators that run in segments with rolling "
         f"buffers. 'dX kept': error steps that keep int32 accumulators; the others compute them twice.",
         style="dim", soft_wrap=True,
     )  # fmt: skip
@@ -109,6 +109,6 @@ def _show(console: Console, found: Tradeoff, board: str) -> None:
         hint = f"; input by rows would fit: {fitting[-1].ram_bytes:,} (--rows)" if fitting else ""
         console.print(
             f"[red]does not fit[/] {found.limit:,} bytes: step {escape(tradeoff.peak_name(made))} binds; nearest limit "
-            f"{best.ram_bytes + tradeoff.RESERVE:,}{hint}",
+            f"{best.ram_bytes + needs.RESERVE:,}{hint}",
             soft_wrap=True,
         )

@@ -14,10 +14,12 @@ from rich.markup import escape
 from tte import board as boards
 from tte.board import Board
 from tte.cli.learn import load_data
+from tte.cli.life import life_options
 from tte.cli.output import INTERRUPTED, Output, Size, command
 from tte.compiler import LOSSES, Options, compile_model
 from tte.display import Display
 from tte.errors import BoardError, DataError, ModelError
+from tte.life import Life
 from tte.run import Schedule
 from tte.run import run as learn
 from tte.search import result
@@ -59,13 +61,14 @@ _SAMPLES = 4000  # of a whole run, if nobody says
 @click.option("--head-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of a fresh head.")
 @click.option("--turn", type=_TURNS, default="0", help="Turn the images first.")
 @click.option("--rows", is_flag=True, help="The device's input comes row by row.")
+@life_options
 @click.option("--out", type=_FILE, help="The scheme to write.  [default: FOLDER/scheme.toml]")
 @click.option("--folder", type=_DIR, help="Where measurements are kept.  [default: build/search-MODEL]")
 @command
 def search(output: Output, model: Path, data_path: Path, board_name: str, classes: int, ram: int | None,
            instructions: int | None, strategy: str, samples: int | None, epochs: int | None, seeds: int, seed: int,
            workers: int, scheduler: str, learning_rate: float | None, mode: str | None, loss: str, head_seed: int,
-           turn: str, rows: bool, out: Path | None, folder: Path | None) -> int:  # fmt: skip
+           turn: str, rows: bool, life: Life, out: Path | None, folder: Path | None) -> int:  # fmt: skip
     """Find the update scheme for MODEL that fits a board and learns best. Stopped, the same command goes on."""
     board = boards.load(board_name)
     if samples and epochs:
@@ -88,13 +91,14 @@ def search(output: Output, model: Path, data_path: Path, board_name: str, classe
     with Store(folder / "answers.jsonl") as store, _pool(workers, scheduler, output) as pool:
         try:
             bench = Workbench(
-                job, board, store, pool, rate, fixed_rate=learning_rate is not None, samples=steps, rows=rows, say=output.say
+                job, board, store, pool, rate, fixed_rate=learning_rate is not None, samples=steps, rows=rows,
+                life=life, say=output.say,
             )
             _refuse_unless_possible(bench, board, limits)
             found = STRATEGIES[strategy](bench, limits, seed)
             facts = result.Evidence(
                 model.name, job.model_hash, data_path.name, classes, strategy, seed, limits, board.title, rate, mode or MODE,
-                len(parts.validation),
+                len(parts.validation), life.words,
             )  # fmt: skip
             _report(output, bench, found, facts, out or folder / "scheme.toml")
         except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tte import codegen, passes
+from tte import needs, passes
 from tte.board import Board
 from tte.compiler import Options, compile_model
 from tte.errors import ModelError
@@ -25,7 +25,6 @@ from tte.search.costs import Costs, weight_bytes, within
 from tte.search.desk import FRACTIONS, HEAD, Desk
 from tte.search.gains import Gains
 from tte.search.result import ACCURACY, HASH, scheme_of
-from tte.tradeoff import RESERVE
 from tte.training import head as heads
 from tte.training.scheme import channels_by_norm, linear_nodes
 
@@ -84,7 +83,7 @@ def _stored(model: Path, options: Options, limit: int, say: Callable[[str], None
             say(f"update auto: {path} was not found for this model's content, and is not used")
     for accuracy, path in sorted(ranked, key=lambda r: -r[0]):
         made = compile_model(model, replace(options, update=str(path)))
-        need = made.plan.arena_bytes + codegen.state_bytes(made.plan) + RESERVE
+        need = needs.ram(made.plan, options.life)
         if need <= limit:
             say(f"update auto: {path}, found by a search ({100 * accuracy:.1f} % on its validation samples)")
             return path
@@ -148,7 +147,7 @@ class _Planner:
         for c in asked:
             if c not in self._kept:
                 made = compile_model(self._model, self._options, scheme=c.scheme("auto")).plan
-                self._kept[c] = Price(made.arena_bytes + codegen.state_bytes(made) + RESERVE, 0)
+                self._kept[c] = Price(needs.ram(made, self._options.life), 0)
         return [self._kept[c] for c in asked]
 
     def accuracy(self, asked: list[tuple[Candidate, int]], samples: int) -> list[float]:

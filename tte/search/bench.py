@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tte.board import Board
+from tte.life import Life
 from tte.search import rate as rates
 from tte.search import worker
 from tte.search.candidate import Candidate, Layer, Price
@@ -38,10 +39,10 @@ class Workbench:
 
     def __init__(
         self, task: Task, board: Board, store: Store, pool: Pool, rate: float, *, fixed_rate: bool = False,
-        samples: int = 0, rows: bool = False, say: Callable[[str], None] = lambda _: None,
+        samples: int = 0, rows: bool = False, life: Life = Life(), say: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self.task, self.board, self.store, self.pool, self.rate, self.rows = task, board, store, pool, rate, rows
-        self.fixed_rate, self._say = fixed_rate, say
+        self.life, self.fixed_rate, self._say = life, fixed_rate, say
         self._range_steps = min(rates.STEPS, samples or rates.STEPS)
         self._longer = max(samples, self._range_steps) / self._range_steps
         self.top = rate if fixed_rate else rates.rates(rate)[0]
@@ -93,9 +94,10 @@ class Workbench:
     def price(self, asked: list[Candidate]) -> list[Price]:
         """The planner's own figures."""
         where = [self.board.target, self.rows]
+        beside = [] if self.life == Life() else [self.life.text()]
         structures = [c.structure for c in asked]
-        questions = [["price", *self._model, *where, c.key] for c in structures]
-        arguments = [(self.task, *where, c) for c in structures]
+        questions = [["price", *self._model, *where, *beside, c.key] for c in structures]
+        arguments = [(self.task, *where, c, self.life) for c in structures]
         answers = self._answers("pricing", questions, structures, _price, arguments)
         return [Price(a["ram_bytes"], a["instructions"]) for a in answers]
 
@@ -248,6 +250,6 @@ class _Ranking(Mapping[str, tuple[int, ...]]):
         return len(RULES)
 
 
-def _price(task: Task, target: str, rows: bool, candidate: Candidate) -> dict[str, int]:
-    found = price(task, target, rows, candidate)
+def _price(task: Task, target: str, rows: bool, candidate: Candidate, life: Life) -> dict[str, int]:
+    found = price(task, target, rows, candidate, life)
     return {"ram_bytes": found.ram_bytes, "instructions": found.instructions}

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tte import codegen, steps
+from tte import needs, steps
 from tte.compiler import Options, choose_loss, compile_model
 from tte.ir import Role, verify
+from tte.life import Life
+from tte.needs import RESERVE
 from tte.passes.dead import eliminate_dead
 from tte.passes.save_channels import save_channels
 from tte.passes.settle import settle
 from tte.planner.schedule import schedule
 from tte.search.candidate import Candidate, Price
 from tte.search.task import Task, forward
-from tte.tradeoff import RESERVE, scheme_bound
+from tte.tradeoff import scheme_bound
 from tte.training import head as heads
 from tte.training import scheme as schemes
 from tte.training.autodiff import LOSS, Numerics, derive
 
 
-def price(task: Task, target: str, rows: bool, candidate: Candidate) -> Price:
+def price(task: Task, target: str, rows: bool, candidate: Candidate, life: Life = Life()) -> Price:
     """The plan that `tte build` makes without a limit: RAM of the whole program, predicted instructions of a training step.
 
     Steps for which the planner predicts nothing (all of them where the target is "portable") count as none.
@@ -27,13 +29,13 @@ def price(task: Task, target: str, rows: bool, candidate: Candidate) -> Price:
     Args:
         target: what code is generated for.
         rows: the input comes row by row.
+        life: what else the program does.
     """
     numerics = Numerics(mode=candidate.mode or task.mode)
     options = Options(task.classes, "last", task.loss, task.head_seed, numerics, rows, target=target)
     made = compile_model(task.model, options, scheme=candidate.scheme("candidate"))
     lines = [c for c in steps.costs(made.plan.program) if c.stage is None and c.calls != "inference"]
-    ram = made.plan.arena_bytes + codegen.state_bytes(made.plan) + RESERVE
-    return Price(ram, sum(line.predicted for line in lines))
+    return Price(needs.ram(made.plan, life), sum(line.predicted for line in lines))
 
 
 def least_ram(task: Task, target: str, rows: bool, candidate: Candidate) -> int:

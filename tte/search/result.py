@@ -28,7 +28,7 @@ class Evidence:
         classes: outputs of a fresh head; 0: the model's own.
         strategy, seed, limits: as the strategy got them.
         board: its title. rate: base learning rate. mode: residual.
-        validation: how many samples measured the accuracy.
+        validation: how many samples measured the accuracy. life: what else the program does, as options.
     """
 
     model: str
@@ -42,6 +42,7 @@ class Evidence:
     rate: float
     mode: str
     validation: int
+    life: str = ""
 
 
 def scheme_of(candidate: Candidate, layers: Sequence[Layer], name: str) -> UpdateScheme:
@@ -79,7 +80,7 @@ def comments(found: Found, facts: Evidence) -> list[str]:
         f"{HASH} = {facts.model_hash}",
         f"{ACCURACY} = {best.mean:.4f}, standard deviation {best.spread:.4f} over {len(best.accuracies)} seeds: of "
         f"{facts.validation} validation samples after {limits.samples:,} training steps on others",
-        f"ram = {best.price.ram_bytes:,} bytes, planned for {facts.board}",
+        f"ram = {best.price.ram_bytes:,} bytes, planned for {facts.board}{', with ' * bool(facts.life)}{facts.life}",
         f"instructions = {best.price.instructions:,} a training step, predicted",
         f"limits = {', '.join(bounds) or 'none'}",
         f"data = {facts.data}, {facts.classes or 'its own'} classes",
