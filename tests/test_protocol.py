@@ -212,6 +212,21 @@ def test_bad_lines_change_nothing(program: Path, steps: int, rate: float) -> Non
 
 
 @needs_host
+def test_patience_follows_the_device(program: Path) -> None:
+    """How long a host waits before it asks again is learnt from the device's answers, and not on a pipe, which loses nothing."""
+    for usual, later in ((5.0, 1.0), (30.0, 30.0)):
+        with closing(ProcessLink([str(program)], what="the program")) as link:
+            line, waits = BadLine(link, 0.0, seed=1), list[float]()
+            line.retry_s = usual
+            read = line.read_some
+            line.read_some = lambda timeout_s, read=read, waits=waits: (waits.append(timeout_s), read(timeout_s))[1]  # type: ignore[method-assign, misc]
+            device = Session(nullcontext(line), timeout_s=60)
+            for _ in range(40):
+                device.infer(np.zeros(64, np.int8))
+            assert waits[0] > usual - 0.1 and waits[-1] <= later and (later < usual or waits[-1] > later - 0.1)
+
+
+@needs_host
 def test_large_state_over_a_bad_line(large: Path) -> None:
     state = np.random.default_rng(2).integers(0, 256, 20000).astype(np.uint8).tobytes()
     with closing(ProcessLink([str(large)], what="the program")) as link:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from tte.errors import DeviceError
 WINDOW = 32768
 _ANSWER_LIMIT = 1 << 28  # no device has as much memory
 _PATIENCE = 10.0  # a request is repeated more and more seldom, at last every so many seconds (or each `retry_s`)
+_REMEMBERED, _ENOUGH, _LEAST_S = 256, 16, 0.05  # waits for a frame from which the next is foretold; how short that may be, in s
 
 _REFUSALS = {
     Status.BAD_REQUEST: "is the firmware on it the one that was built for this model?",
@@ -72,6 +74,8 @@ class Exchange:
         self._link, self._timeout_s = link, timeout_s
         self._reader = Reader()
         self._session = self._sequence = 0
+        self._stage = (Command.OPEN, "working")  # of a request: "sending" its data, the device "working", or "answering"
+        self._waits: dict[tuple[Command, str], deque[float]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
 
     def open(self, timeout_s: float | None = None) -> Opened:
         """Opens a new session, whatever was before.
@@ -125,10 +129,13 @@ class Exchange:
             granted = len(answer) + WINDOW
             return self._frame(Kind.REQUEST, command, len(answer), len(data), protocol.request(WINDOW, arguments))
 
-        first = poll() + self._data(data, 0, self.opened.credit if self.opened else 0)
+        credit = self.opened.credit if self.opened else 0
+        first = poll() + self._data(data, 0, credit)
+        self._stage = (command, "sending" if credit < len(data) else "working")
         for frame in self._frames(first, poll):
             if frame.kind == Kind.WANT:
                 self._write(self._data(data, frame.offset, frame.total))
+                self._stage = (command, "sending" if frame.offset + frame.total < len(data) else "working")
             elif frame.kind == Kind.PROFILE:
                 self.parts.append(protocol.parse_part(frame.payload))
             elif frame.kind == Kind.TRACE:
@@ -143,6 +150,7 @@ class Exchange:
                 self._check(frame, command, len(data))
                 if frame.offset == len(answer):
                     answer += frame.payload
+                    self._stage = (command, "answering")
                     if len(answer) >= frame.total:
                         break
                     if len(answer) < granted:
@@ -178,24 +186,32 @@ class Exchange:
         if frame.code != Status.OK or frame.total > _ANSWER_LIMIT:
             raise DeviceError(f"the device answered with the unknown status {frame.code}, {frame.total} bytes")
 
+    def _retry_s(self) -> float:
+        """How long to wait for a frame before a request is sent again: twice the longest of the last waits at this stage. Only
+        where frames get lost; a pipe's `retry_s` is longer than any wait."""
+        waits, most = self._waits[self._stage], self._link.retry_s
+        if most > _PATIENCE or len(waits) < _ENOUGH:
+            return most
+        return min(most, max(_LEAST_S, 2 * max(waits)))
+
     def _frames(self, first: bytes, poll: Callable[[], bytes]) -> Iterator[Frame]:
         """The device's frames that belong to this request; sends `first`, and `poll` whenever it is silent for long."""
         begun = self._link.begun
         # the zero ends what noise or an earlier host may have begun
         self._write(b"\0" + first)
-        retry = self._link.retry_s
+        stage, retry, is_first = self._stage, self._retry_s(), True
         heard = asked = time.monotonic()
         while True:
             now = time.monotonic()
             if self._link.begun != begun:
-                begun, heard, asked, retry = self._link.begun, now, now - retry, self._link.retry_s
+                begun, heard, asked, retry = self._link.begun, now, now - retry, self._retry_s()
                 self._reader.begin()
             if now >= heard + self._timeout_s:
                 raise self._link.failure(f"did not answer within {self._timeout_s:g} s")
             if now >= asked + retry:
                 self.retries += 1
                 self._write(b"\0" + poll())
-                asked, retry = now, min(2 * retry, max(_PATIENCE, self._link.retry_s))
+                asked, retry, is_first = now, min(2 * retry, max(_PATIENCE, self._link.retry_s)), False
             wait = max(0.001, min(asked + retry, heard + self._timeout_s) - now)
             some = self._link.read_some(wait)
             self.heard += len(some)
@@ -204,9 +220,11 @@ class Exchange:
                     text = frame.payload.decode("ascii", "replace").strip()
                     raise DeviceError(f"the device stopped: {text}")
                 if frame.session == self._session and frame.sequence == self._sequence:
-                    heard = asked = time.monotonic()
-                    retry = self._link.retry_s
+                    if is_first:  # else nobody knows which of the requests it answers (P. Karn, C. Partridge, SIGCOMM 1987)
+                        self._waits[stage].append(time.monotonic() - asked)
                     yield frame
+                    heard = asked = time.monotonic()
+                    stage, retry, is_first = self._stage, self._retry_s(), True
 
     def _data(self, data: bytes, offset: int, count: int) -> bytes:
         """`count` bytes of the request's data from `offset` on, or as many as there are, in frames."""
