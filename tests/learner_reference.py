@@ -63,6 +63,7 @@ class ReferenceLearner:
         self.good: dict[str, Array] = {}
         self.saved: dict[str, Array] = {}
         self._to_check = self._to_save = 0
+        self._has_good = False
 
     def set(self, settings: Settings) -> None:
         """What SET_LEARNER does."""
@@ -97,14 +98,17 @@ class ReferenceLearner:
         if guards:
             self._to_check = (self._to_check - 1) or self.settings.check_every
         is_checked = guards and self._to_check == self.settings.check_every
-        if is_checked:
-            self._check()
+        verdict = self._check() if is_checked else None
         self._rate(rate)
         self._to_save = max(self._to_save - 1, 0)
-        if self.keeps and self.settings.save_every and not self._to_save and (is_checked or not guards):
+        in_flash = guards and self.guard_in_flash
+        is_due = (self.settings.save_every > 0 and not self._to_save) or (in_flash and not self._has_good)
+        may_save = verdict is Verdict.GOOD if in_flash else is_checked or not guards
+        if self.keeps and is_due and may_save:
             self._to_save = self.settings.save_every
             self.saved = self._copy()
             self.saves += 1
+            self._has_good = True
         return loss
 
     def _copy(self) -> dict[str, Array]:
@@ -138,18 +142,23 @@ class ReferenceLearner:
     def _step(self, x: Array, truth: Array) -> int:
         return int(self.executor.train({self.source: x, TRUTH: truth})[LOSS])
 
-    def _check(self) -> None:
-        verdict = self.guard.judge(sum(self._score(*one) for one in self.held_out))
+    def _check(self) -> Verdict:
+        verdict = self._judge()
         if verdict is Verdict.GOOD:
             self.good = self._copy()
             self.memory.trust()
         elif verdict is Verdict.BAD:
-            back = self.saved if self.guard_in_flash else self.good
+            back = (self.saved if self._has_good else {}) if self.guard_in_flash else self.good
             if back:
                 self.executor.params = {name: value.copy() for name, value in back.items()}
-            if back and self.guard_in_flash:
-                self.guard.mean = None
             self.memory.forget(self.past)
+            if self.guard_in_flash:
+                self.guard.mean = None
+                self._judge()
+        return verdict
+
+    def _judge(self) -> Verdict:
+        return self.guard.judge(sum(self._score(*one) for one in self.held_out))
 
     def _score(self, x: Array, truth: Array) -> int:
         executor = Executor(self.graph, replace(self.executor.control, learning_rate=0))

@@ -146,8 +146,9 @@ def unfinished(path: Path, arguments: dict[str, Any]) -> Journal | None:
 
 
 def take_up(
-    journal: Journal, session: Session, *, seed: int, steps: int, most: int = 1, say: Callable[[str], None]
-) -> None:
+    journal: Journal, session: Session, *, seed: int, steps: int, most: int = 1, saves_itself: bool = False,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
     """Goes on with a run at the step that its device has.
 
     The device's state is one of this run if it has the run's seed and a factor it was told last, and is where the journal
@@ -158,6 +159,7 @@ def take_up(
         seed: of the run, 32 bits.
         steps: of the whole run.
         most: by how much one step of the run can move the device's counter.
+        saves_itself: the device saves without being told to; the run has begun with a save.
 
     Raises:
         DeviceError: the device's state is none of the run's.
@@ -168,7 +170,7 @@ def take_up(
     else:
         is_where_it_was = (now.step - journal.counter) % 2**32 <= most * (journal.step < steps)
         is_current = is_where_it_was and now.seed == seed and now.learning_rate in journal.factors
-        is_own = is_current or (now.step in journal and journal.steps_at(now.step) is not None)
+        is_own = is_current or ((saves_itself or now.step in journal) and journal.steps_at(now.step) is not None)
     if not is_own:
         raise DeviceError(
             f"the device is at step {now.step}, with a state that is none of the run that was stopped "

@@ -14,10 +14,13 @@ void frame_put_u32(uint8_t *to, uint32_t value)
     }
 }
 
+#define CRC_WITH_ITSELF 0x2144DF1Cu /* the CRC-32 of any bytes with their CRC-32 behind them: its residue */
+
 static void append(frame_in *in, uint8_t byte)
 {
     if (in->size < sizeof in->bytes) {
         in->bytes[in->size++] = byte;
+        in->crc = crc32_add(in->crc, &byte, 1);
     } else {
         in->is_bad = 1;
     }
@@ -26,11 +29,7 @@ static void append(frame_in *in, uint8_t byte)
 /* Whether what lies between two zeros is a frame. */
 static int is_frame(const frame_in *in)
 {
-    if (in->is_bad || in->left > 0 || in->size < FRAME_HEAD_BYTES + FRAME_CRC_BYTES) {
-        return 0;
-    }
-    const uint32_t count = in->size - FRAME_CRC_BYTES;
-    return crc32_add(0, in->bytes, count) == frame_u32(in->bytes + count);
+    return !in->is_bad && in->left == 0 && in->size >= FRAME_HEAD_BYTES + FRAME_CRC_BYTES && in->crc == CRC_WITH_ITSELF;
 }
 
 int frame_take(frame_in *in, uint8_t byte)
@@ -41,6 +40,7 @@ int frame_take(frame_in *in, uint8_t byte)
         in->code = 0;
         in->is_bad = 0;
         in->is_over = 0;
+        in->crc = 0;
     }
     if (byte != 0) {
         if (in->is_bad) {

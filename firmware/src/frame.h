@@ -36,6 +36,7 @@ typedef struct {
 typedef struct {
     uint8_t bytes[FRAME_HEAD_BYTES + TTE_FRAME_BYTES + FRAME_CRC_BYTES];
     uint32_t size;
+    uint32_t crc;     /* of these, byte by byte: at a frame's end there is no time for all of them before the next byte comes */
     uint8_t left;     /* bytes until the next code byte */
     uint8_t code;     /* the last code byte; 0: none in this frame yet */
     uint8_t is_bad;   /* what comes is skipped until the next zero */

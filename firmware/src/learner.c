@@ -15,13 +15,6 @@
 #define IN_SLICES 0
 #endif
 
-/* The state to go back to is the one that was saved last, instead of a copy in RAM. */
-#if TTE_KEEP && defined TTE_GUARD_IN_FLASH && TTE_GUARD_IN_FLASH
-#define GUARD_IN_FLASH 1
-#else
-#define GUARD_IN_FLASH 0
-#endif
-
 enum { COPY_AT_ONCE = 4096 };
 
 static learner_report report;
@@ -38,9 +31,13 @@ static struct {
 #if HAS_GUARD
     uint8_t verdict;
 #endif
+#if LEARNER_GOES_BACK_TO_FLASH
+    uint8_t has_good;    /* a state that passed a check was saved since the state came from elsewhere */
+    uint8_t is_reloaded; /* the check is of what was loaded */
+#endif
 } now;
 static int8_t logits[TTE_MODEL_LOGITS_BYTES];
-#if HAS_GUARD && !GUARD_IN_FLASH
+#if HAS_GUARD && !LEARNER_GOES_BACK_TO_FLASH
 static _Alignas(8) uint8_t good[TTE_MODEL_STATE_BYTES]; /* the state to go back to */
 #endif
 
@@ -85,6 +82,9 @@ void learner_start_over(void)
 #endif
     now.to_check = report.check_every;
     now.to_save = report.save_every;
+#if LEARNER_GOES_BACK_TO_FLASH
+    now.has_good = 0;
+#endif
 }
 
 int learner_phase(void)
@@ -140,6 +140,43 @@ void learner_break_off(void)
     }
 }
 
+#if HAS_GUARD
+static void begin_check(void)
+{
+    now.phase = LEARNER_CHECK;
+    now.index = 0;
+    guard_begin();
+}
+#endif
+
+#if TTE_KEEP
+/*
+ * Whether a save may follow phase `done`. Where there is a guard, it waits for a check; where the guard goes back to what was
+ * saved, for one that found the state as good as ever.
+ */
+static int may_save(uint8_t done)
+{
+#if LEARNER_GOES_BACK_TO_FLASH
+    return !report.check_every || !guard_samples() || (done == LEARNER_COPY && now.verdict == GUARD_GOOD);
+#elif HAS_GUARD
+    return !report.check_every || !guard_samples() || done >= LEARNER_CHECK;
+#else
+    (void)done;
+    return 1;
+#endif
+}
+
+static int must_save(void)
+{
+#if LEARNER_GOES_BACK_TO_FLASH
+    if (report.check_every && guard_samples() && !now.has_good) {
+        return 1;
+    }
+#endif
+    return report.save_every && now.to_save == 0;
+}
+#endif
+
 /* The next thing that is due behind phase `done`; LEARNER_IDLE: nothing. */
 static void go_on(uint8_t done)
 {
@@ -163,12 +200,16 @@ static void go_on(uint8_t done)
 #if HAS_GUARD
     if (done <= LEARNER_REPLAY && report.check_every && guard_samples() && --now.to_check == 0) {
         now.to_check = report.check_every;
-        now.phase = LEARNER_CHECK;
-        now.index = 0;
-        guard_begin();
+        begin_check();
         return;
     }
-    if (done == LEARNER_CHECK && now.verdict != GUARD_NOTHING) {
+#if LEARNER_GOES_BACK_TO_FLASH
+    const int is_judged = done == LEARNER_CHECK && !now.is_reloaded;
+    now.is_reloaded = 0;
+#else
+    const int is_judged = done == LEARNER_CHECK;
+#endif
+    if (is_judged && now.verdict != GUARD_NOTHING) {
         now.phase = LEARNER_COPY;
         now.index = 0;
         return;
@@ -181,16 +222,17 @@ static void go_on(uint8_t done)
         replay_forget();
     }
 #endif
-#if TTE_KEEP
-    if (done != LEARNER_SAVE && report.save_every) {
-        now.to_save -= now.to_save > 0;
-#if HAS_GUARD
-        /* a save waits for a check that it passes */
-        const int may_save = !report.check_every || !guard_samples() || done >= LEARNER_CHECK;
-#else
-        const int may_save = 1;
+#if LEARNER_GOES_BACK_TO_FLASH
+    if (done == LEARNER_COPY && now.verdict == GUARD_BAD) {
+        now.is_reloaded = 1;
+        begin_check();
+        return;
+    }
 #endif
-        if (now.to_save == 0 && may_save) {
+#if TTE_KEEP
+    if (done != LEARNER_SAVE) {
+        now.to_save -= now.to_save > 0;
+        if (may_save(done) && must_save()) {
             now.to_save = report.save_every;
             now.phase = LEARNER_SAVE;
             kept_save_begin(now.rate);
@@ -281,11 +323,14 @@ static int check(uint32_t budget)
     return 0;
 }
 
-#if GUARD_IN_FLASH
-/* What was saved may be older than the best, so it is judged anew; a state without a save stays. */
+#if LEARNER_GOES_BACK_TO_FLASH
+/* What was saved may be older than the best: it is judged anew, at once. Where saving has failed, the state stays. */
 static int copy(void)
 {
-    if (now.verdict == GUARD_BAD && kept_load_state() == STORE_OK) {
+    if (now.verdict == GUARD_BAD) {
+        if (now.has_good) {
+            (void)kept_load_state();
+        }
         guard_judge_anew();
     }
     return 0;
@@ -316,6 +361,9 @@ static int save(void)
         return 1;
     }
     ++*(result == STORE_OK ? &report.saves : &report.failed_saves);
+#if LEARNER_GOES_BACK_TO_FLASH
+    now.has_good |= result == STORE_OK;
+#endif
     return 0;
 }
 #endif

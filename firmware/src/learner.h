@@ -3,10 +3,11 @@
  * ones a check on held-out samples (guard.h), which may take learning back; and after every so many a save (kept.h), of a
  * state that passed its last check. Each part is there only where it is built in: TTE_REPLAY_BYTES, TTE_GUARD_SAMPLES,
  * TTE_KEEP. Replay and guard need a model with latents, work in slices one that is resumable. The state to go back to is a
- * copy in RAM, or, with TTE_KEEP and TTE_GUARD_IN_FLASH=1, the one that was saved last.
+ * copy in RAM, or, with TTE_KEEP and TTE_GUARD_IN_FLASH=1, the one that was saved last: the first that a check finds in order
+ * is saved at once, those that follow when they are due and no worse than the best.
  *
  *     learner_open();
- *     learner_set_replay(2);
+ *     learner_set_replay(2, 0);
  *     learner_set_guard(3, 50);
  *     for (;;) {
  *         memcpy(tte_model_input(), sample, TTE_MODEL_INPUT_BYTES);
@@ -25,6 +26,12 @@
 
 #ifndef TTE_KEEP
 #define TTE_KEEP 0
+#endif
+
+#if TTE_KEEP && TTE_GUARD_SAMPLES > 0 && defined TTE_GUARD_IN_FLASH && TTE_GUARD_IN_FLASH
+#define LEARNER_GOES_BACK_TO_FLASH 1
+#else
+#define LEARNER_GOES_BACK_TO_FLASH 0
 #endif
 
 /* What the next call of learner_work does. */
@@ -50,7 +57,8 @@ void learner_start_over(void);
 int learner_begin(int32_t label);
 /*
  * Does a part: of a model that is resumable some `budget` predicted instructions or its shortest piece; else a whole step or
- * a whole held-out sample. A copy of the state takes 4 KB at a time, a save one sector or page. 0: the sample is done.
+ * a whole held-out sample. A copy of the state takes 4 KB at a time, a save the erasing of a sector or the programming of a page,
+ * remembering a sample in flash as much and the copying of a sector's samples. 0: the sample is done.
  */
 int learner_work(uint32_t budget);
 int learner_phase(void);

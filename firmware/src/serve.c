@@ -241,9 +241,18 @@ int serve_fits(uint32_t argument_bytes, uint32_t data_bytes)
     return serve_request.argument_bytes == argument_bytes && serve_request.data_bytes == data_bytes;
 }
 
+/* Of guard and replay. */
+static int lacks_part(uint8_t command)
+{
+    return command == HOLD_OUT ? !SERVE_GUARD : command > HOLD_OUT && command <= LEARNER && !SERVE_LIFE;
+}
+
 static void serve_one(void)
 {
     const uint8_t command = serve_request.command;
+#ifdef TTE_TRACE
+    serve_is_tracing = 0; /* a step whose rows did not come has left it set */
+#endif
     if (command == OPEN && serve_fits(0, 0)) {
         open_session();
     } else if (command == DESCRIBE && serve_fits(0, 0)) {
@@ -264,7 +273,7 @@ static void serve_one(void)
         infer();
     } else if (command == EVALUATE && serve_fits(EVALUATE_ARGUMENTS, SERVE_SAMPLE_BYTES)) {
         evaluate();
-    } else if (((command == SAVE || command == RESTORE) && serve_fits(0, 0)) || (command >= HOLD_OUT && command <= LEARNER)) {
+    } else if (((command == SAVE || command == RESTORE) && serve_fits(0, 0)) || lacks_part(command)) {
         serve_answer_status(STATUS_NOT_BUILT_IN);
     } else {
         serve_answer_status(STATUS_BAD_REQUEST);

@@ -4,7 +4,7 @@
 #if SERVE_LIFE && TTE_MODEL_TRAINS
 #include "learner.h"
 
-enum { REMEMBERS = 1, RING = 2, NO_HELD_OUT = 4, NO_PAST = 8 };
+enum { REMEMBERS = 1, RING = 2, NO_HELD_OUT = 4, NO_PAST = 8, GOES_BACK_TO_FLASH = 16 };
 enum { COUNTS = 0, SETTINGS = 1 };
 
 static uint64_t replay_instructions, check_instructions; /* of the last past sample, and the last check */
@@ -101,6 +101,7 @@ static void tell_settings(void)
     for (uint32_t i = 0; i < sizeof settings / sizeof *settings; ++i) {
         words[i] = settings[i];
     }
+    words[3] |= LEARNER_GOES_BACK_TO_FLASH * GOES_BACK_TO_FLASH;
 #if TTE_REPLAY_BYTES > 0
     words[5] = REPLAY_SAMPLE_BYTES;
     words[6] = replay_digest();

@@ -9,7 +9,12 @@
 #include <setjmp.h>
 #endif
 
-#if (defined TTE_GUARD_SAMPLES && TTE_GUARD_SAMPLES > 0) || (defined TTE_REPLAY_BYTES && TTE_REPLAY_BYTES > 0)
+#if defined TTE_GUARD_SAMPLES && TTE_GUARD_SAMPLES > 0
+#define SERVE_GUARD 1
+#else
+#define SERVE_GUARD 0
+#endif
+#if SERVE_GUARD || (defined TTE_REPLAY_BYTES && TTE_REPLAY_BYTES > 0)
 #define SERVE_LIFE 1
 #else
 #define SERVE_LIFE 0

@@ -199,7 +199,7 @@ def train(output: Output, place: Place, data_path: Path, build: Path | None, mod
         if not about.trains:
             raise DeviceError(f"the model {about.name} was built for inference only", where=place.port)
         fit = samples(place, about, build, model)
-        care, dataset = learning_aids.plan(session, fit.load(about, data_path, seed=seed, turn=turn), aids, seed)
+        care, dataset = learning_aids.plan(session, fit.load(about, data_path, seed=seed, turn=turn), aids, seed, save_every)
         _say_notes(output, dataset)
         planned = steps or epochs * dataset.train_count
         arguments = {
@@ -213,7 +213,10 @@ def train(output: Output, place: Place, data_path: Path, build: Path | None, mod
         with known.append() if known else journal.begin(path, arguments, statefile.pull(session)) as past:
             if known:
                 most = care.most_steps if care else 1
-                journal.take_up(known, session, seed=seed & 0xFFFFFFFF, steps=planned, most=most, say=output.say)
+                by_itself = care is not None and care.saves_itself
+                journal.take_up(
+                    known, session, seed=seed & 0xFFFFFFFF, steps=planned, most=most, saves_itself=by_itself, say=output.say
+                )
             given = care is not None and known is not None and care.are_given(session)
             if care:
                 output.say("guard and replay lose what they have in RAM when the device is reset: the result is then another")

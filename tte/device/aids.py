@@ -17,6 +17,8 @@ from tte.errors import DataError, DeviceError
 
 CHECK_EVERY = 50
 """Fresh samples between two checks, if the user does not say."""
+SAVE_CHECKS = 10
+"""Checks between two saves of a device whose guard goes back to what it saved, if the user does not say."""
 _FULL_FACTOR = 32768
 _STREAM = (0, 1)  # of random numbers, beside those of the order (a pass) and of evaluations (0) in tte.run
 
@@ -43,7 +45,8 @@ class Aids:
     Attributes:
         settings: as the device is to have them.
         dataset: all samples, those to check on among the training samples.
-        held_out: int64 [n], training samples that are not learnt from, but checked on.
+        held_out: int64 [n], training samples that are not learnt from, but checked on. If `settings` have it save, it is for the
+            guard to go back to.
     """
 
     settings: Settings
@@ -67,6 +70,11 @@ class Aids:
         return session.learner_settings() == self.settings and session.learner().held_out == len(self.held_out)
 
     @property
+    def saves_itself(self) -> bool:
+        """Whether the device saves when it finds its state in order."""
+        return self.settings.save_every > 0
+
+    @property
     def most_steps(self) -> int:
         """By how much one fresh sample can move the device's step counter."""
         return 1 + self.settings.replays
@@ -74,7 +82,8 @@ class Aids:
     def arguments(self) -> dict[str, Any]:
         """What of them decides a run, as JSON."""
         s = self.settings
-        return {"replay_steps": s.replays, "guard_every": s.check_every, "guard_limit": s.limit, "held_out": len(self.held_out)}
+        return {"replay_steps": s.replays, "guard_every": s.check_every, "guard_limit": s.limit,
+                "guard_saves": s.save_every, "held_out": len(self.held_out)}  # fmt: skip
 
 
 def status(session: Session) -> Status | None:
@@ -99,10 +108,16 @@ def has_replay(now: Status) -> bool:
     return bool(now.by_class)
 
 
-def plan(session: Session, dataset: Dataset, wanted: Wanted, seed: int) -> tuple[Aids | None, Dataset]:
+def plan(
+    session: Session, dataset: Dataset, wanted: Wanted, seed: int, save_every: int | None = None
+) -> tuple[Aids | None, Dataset]:
     """Guard and replay for a run, and the samples that it learns from; None where neither is built in.
 
     The guard's samples are drawn from the training samples: as many as the device has room for, a tenth of them at most.
+
+    Args:
+        save_every: training steps between saves, if the user says: a device whose guard goes back to them saves itself, when a
+            check finds its state in order.
 
     Raises:
         DeviceError: something is wanted that was not built in.
@@ -122,7 +137,8 @@ def plan(session: Session, dataset: Dataset, wanted: Wanted, seed: int) -> tuple
         return Aids(Settings(replays=steps), dataset, np.zeros(0, np.int64)), dataset
     held = _held_out(dataset, now.room, seed)
     limit = wanted.guard_limit if wanted.guard_limit is not None else _limit(dataset, len(held))
-    aids = Aids(Settings(limit=limit, check_every=every, replays=steps), dataset, held)
+    saves = (save_every or SAVE_CHECKS * every) if session.goes_back_to_flash() else 0
+    aids = Aids(Settings(limit=limit, check_every=every, replays=steps, save_every=saves), dataset, held)
     return aids, _without(dataset, held, now.room, seed)
 
 

@@ -17,7 +17,7 @@ _SETTINGS = struct.Struct("<5I")
 _COUNTS = struct.Struct("<6I2i8I")
 _TOLD = struct.Struct("<7I")
 _HELD_OUT = struct.Struct("<II")
-_REMEMBERS, _RING, _NO_HELD_OUT, _NO_PAST = 1, 2, 4, 8
+_REMEMBERS, _RING, _NO_HELD_OUT, _NO_PAST, _GOES_BACK_TO_FLASH = 1, 2, 4, 8, 16
 _PART_COUNTS, _PART_SETTINGS = 0, 1
 
 
@@ -113,6 +113,10 @@ class Learning:
         """As `set_learner` has set them."""
         limit, check_every, replays, flags, save_every = self._told()[:5]
         return Settings(limit, check_every, replays, bool(flags & _REMEMBERS), bool(flags & _RING), save_every)
+
+    def goes_back_to_flash(self) -> bool:
+        """Whether the guard goes back to the state that the device saved last, instead of a copy in RAM."""
+        return bool(self._told()[3] & _GOES_BACK_TO_FLASH)
 
     def past_digest(self) -> tuple[int, int]:
         """Bytes of a past sample (latent and target), and a CRC-32 of labels (u16) and samples in the order of places."""

@@ -79,7 +79,8 @@ class Steady:
         session: with the device at a step of this run; opened.
         kept: where the run can go on from.
         history: of the run, which says how many steps are done.
-        save_every: training steps of this run between saves in the device's flash, also at its beginning; 0: none.
+        save_every: training steps of this run between saves in the device's flash, also at its beginning; 0: none. A device that
+            saves by itself (`Aids.saves_itself`) is told to only at the beginning and the end.
         steps: after so many of this run it saves, too, if it saves at all, when it has been told the learning-rate factor with
             which it may go on by itself; 0: not known.
         aids: guard and replay, which the device is given at the beginning, and again after a reset; None: neither.
@@ -94,6 +95,7 @@ class Steady:
         self._session, self._kept, self._history, self._say = session, kept, history, say
         self._aids, self._has_aids = aids, given or aids is None
         self._most = aids.most_steps if aids else 1
+        self._saves_itself = aids is not None and aids.saves_itself
         self._save_every, self._steps = save_every, steps
         self._step = session.opened.step
         self._frames = -1  # that the device has had since it was reset, no fewer than requests; -1: not known
@@ -102,7 +104,7 @@ class Steady:
         now = self._session.counters()
         self._step, self._frames = now.step, now.frames
         self._give_aids()
-        if self._save_every and self._step not in self._kept:
+        if (self._save_every or self._saves_itself) and self._step not in self._kept:
             self._save()
 
     @property
@@ -124,7 +126,7 @@ class Steady:
                 limit=f"{self._most} at most", remedy="start again; nobody else may train it meanwhile",
             )  # fmt: skip
         done = self._history.step + 1
-        if self._save_every and done % self._save_every == 0 and done != self._steps:
+        if self._save_every and not self._saves_itself and done % self._save_every == 0 and done != self._steps:
             self._save_now()
         return result
 
@@ -188,7 +190,9 @@ class Steady:
         self._has_aids = self._aids is None
         base, at = self._kept.base, step
         again = f"{self._history.step - (self._history.steps_at(step) or 0)} steps are done again"
-        if step != base.step and step in self._kept:
+        # Saved at the beginning, it holds nothing older: what it saved by itself is of this run.
+        by_itself = self._saves_itself and self._history.steps_at(step) is not None
+        if step != base.step and (by_itself or step in self._kept):
             text = f"with what it had saved at step {step}: {again}"
         elif step == base.step and self._has(base):
             text = f"at step {step}: all {again}"
