@@ -27,7 +27,7 @@ from tte.device import emulator, protocol
 from tte.device.frame import Frame, Reader, encode
 from tte.device.protocol import Command, Kind, Stored
 from tte.reference import Executor, pack
-from tte.training.autodiff import TRUTH
+from tte.training.autodiff import LOSS, TRUTH
 
 _WATCHDOG, _CONTROL = 0x40008000, 0x40008008
 _TICK_NS = 40
@@ -180,12 +180,13 @@ class Reference:
         """The state after that step; empty if it is none of those."""
         return reference_state(self._compiled, self.known[step]) if step in self.known else b""
 
-    def learn(self, step: int, sample: Sample) -> None:
-        """Makes step + 1 known, from step by one on this sample."""
+    def learn(self, step: int, sample: Sample) -> int:
+        """Makes step + 1 known, from step by one on this sample; gives the loss."""
         after = copy.copy(self.known[step])
         after.params = {name: value.copy() for name, value in after.params.items()}
-        after.train({self._source: sample.x, TRUTH: np.array(sample.label, np.int32)})
+        found = after.train({self._source: sample.x, TRUTH: np.array(sample.label, np.int32)})
         self.known[step + 1] = after
+        return int(found[LOSS])
 
 
 def _script(number: int, samples: Sequence[Sample]) -> bytes:
@@ -231,11 +232,17 @@ def cut_learning(
     """
     draw, counts, saved = random.Random(seed), Cuts(), 0
     flash, sent, reference = folder / "flash", folder / "from_device", Reference(compiled)
+    program = compiled.plan.program
+    logits_bytes = program.graph.type(program.kept[0]).nbytes
 
     def start(number: int, samples: Sequence[Sample], instructions: int) -> int | None:
         (folder / "to_device").write_bytes(_script(number, samples))
         sent.unlink(missing_ok=True)
-        return run(elf, board, folder, instructions)[0]
+        place, said = run(elf, board, folder, instructions)
+        assert "fault" not in said, said
+        if place is None:  # it has ended by itself, and not before all was done
+            assert sent.exists() and len(list(_answers(sent.read_bytes()))) == 2 + 2 * len(samples), said
+        return place
 
     def is_whole(samples: Sequence[Sample], instructions: int) -> bool:
         flash.unlink(missing_ok=True)
@@ -274,8 +281,12 @@ def cut_learning(
             counts.wrong.append(f"the state found at step {found} is not the reference's")
             break
         saved, reference.known = found, {found: reference.known[found]}
-        for sample in samples[: len(answers) // 2]:  # the last may have been saved without an answer
-            reference.learn(max(reference.known), sample)
+        losses = [  # of one more than were answered: the last may have been saved without an answer
+            reference.learn(max(reference.known), sample) for sample in samples[: len(answers) // 2]
+        ]
+        for answer, loss in zip(answers[2::2], losses, strict=False):
+            if (told := protocol.parse_trained(answer, logits_bytes).loss) != loss:
+                counts.wrong.append(f"a step ended with the loss {told} instead of {loss}")
         for answer in answers[3::2]:
             result, step = protocol.parse_stored(answer)
             if (result, step) != (Stored.OK, saved + 1):

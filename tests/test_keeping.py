@@ -1,12 +1,9 @@
-"""Keeping what was learnt, from the build to the next start: the flash's file, power cuts, other models, junk."""
+"""Keeping what was learnt, from the build to the next start: the flash's file, power cuts, other models."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import struct
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +17,7 @@ from studies import fieldlife, powercut
 from test_cli import refused, tte
 from toy import TOY, X, needs_host, needs_qemu
 
-from tte import board, firmware, keeping, native, pioproject, project, verify
+from tte import board, firmware, keeping, pioproject, project, verify
 from tte.compiler import Options
 from tte.device import flashfile, session
 from tte.device.protocol import Stored
@@ -181,64 +178,6 @@ def test_another_model_s_flash_is_refused_with_the_reason(on_host: Path, tmp_pat
         assert device.save() == 1
     with verify.open_program(other, "host") as device:
         assert device.opened.found == Stored.OK
-
-
-# ---- junk
-
-
-@pytest.fixture(scope="module")
-def running(on_host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Session, Path]]:
-    """The toy with sanitizers, and its flash, which the program reads anew at every RESTORE."""
-    path = tmp_path_factory.mktemp("junk") / "flash"
-    area = keeping.area_for(board.load("stm32f746"), 8)
-    with session.open_host(native.build_host(pioproject.open_project(on_host)), flash=(path, area)) as device:
-        yield device, path
-
-
-def record(sequence: int, state: bytes, *, length: int | None = None, version: int = 1 | 52 << 16, step: int = 1) -> bytes:
-    """A record as firmware/src/store.h has it, for units of four bytes; its header whole, whatever it says."""
-    model = struct.unpack("<4I", b"0123456789abcdef")
-    size = len(state) if length is None else length
-    header = struct.pack("<12I", 0x6B657474, version, sequence, 1, *model, size, 32768, 0, step)
-    body = header + struct.pack("<I", zlib.crc32(header)) + state + b"\xff" * (-len(state) % 4)
-    return body + struct.pack("<II", zlib.crc32(body), 0x5AA50FF0)
-
-
-_NUMBERS = st.one_of(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 7, 8, 9, 2**31, 2**32 - 1]))
-_RECORDS = st.builds(
-    record, _NUMBERS, st.binary(min_size=8, max_size=8), length=st.one_of(st.none(), _NUMBERS),
-    version=st.one_of(st.just(1 | 52 << 16), _NUMBERS), step=_NUMBERS,
-)  # fmt: skip
-_PLACES = st.one_of(st.sampled_from([0, 60, 120, 32768, 65536, 98304, 98304 + 60, 229_316]), st.integers(0, 229_375))
-_DAMAGE = st.lists(st.tuples(_PLACES, st.one_of(_RECORDS, st.binary(min_size=1, max_size=80))), max_size=6)
-
-
-@needs_host
-@given(damage=_DAMAGE)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_junk_in_the_flash_is_never_a_state(damage: list[tuple[int, bytes]], running: tuple[Session, Path]) -> None:
-    """Whatever lies there: no fault, a reason or a state whose record is whole; and saving works again."""
-    device, path = running
-    area = keeping.area_for(board.load("stm32f746"), 8)
-    content = bytearray(flashfile.new(area))
-    for at, piece in damage:
-        piece = piece[: area.nbytes - at]
-        content[at : at + len(piece)] = piece
-    path.write_bytes(content)
-    device.reset()
-    initial = device.read_state()
-    try:
-        step = device.restore()
-    except DeviceError as error:
-        assert "cannot restore: " in str(error) and device.read_state() == initial
-    else:
-        state = device.read_state()
-        states = [bytes(content[at + 52 : at + 60]) for at in range(0, area.nbytes - 60, 4) if content[at : at + 4] == b"ttek"]
-        assert state in states and device.counters().step == step
-    device.train(X, 3)
-    learnt, step = device.read_state(), device.save()
-    device.reset()
-    assert device.restore() == step and device.read_state() == learnt
 
 
 # ---- from the command line, and power cuts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from nets import DIGITS
 from random_graphs import sample
 from toy import needs_host
 
-from tte import board, codegen, native, pioproject
+from tte import board, codegen, keeping, native, pioproject
 from tte.compiler import Compiled, Options, compile_model
 from tte.device import protocol, session
 from tte.device.learning import Settings
@@ -67,10 +68,33 @@ def programs(folder: Path, odd: bool) -> list[Compiled]:
     return [compile_model(DIGITS, options), *found.values()]
 
 
+_SOME_BUDGET = """\
+static uint32_t some_budget(void)
+{
+    static uint32_t luck = 1;
+    luck = luck * 1664525u + 1013904223u;
+    return luck >> 12 >> (luck >> 4) % 20;
+}
+
+"""
+
+
+def in_slices(project: pioproject.Project) -> None:
+    """The project's program trains in slices of random budgets, as one that learns alone does."""
+    path = project.folder / "src" / "serve_life.c"
+    text, whole, work = path.read_text(), "learner_work(0xFFFFFFFFu)", "/* A part of the sample, counted. */"
+    assert text.count(whole) == text.count(work) == 1
+    path.write_text(text.replace(whole, "learner_work(some_budget())").replace(work, _SOME_BUDGET + work))
+
+
 def build(compiled: Compiled, life: Life, folder: Path, board_name: str = "nrf52840") -> Built:
     files = codegen.render(compiled.plan, "net", "a test", latent=life.latent, resumable=life.resumable)
-    keep = codegen.state_bytes(compiled.plan) if life.keep else None
-    project = pioproject.generate_project(folder, files, board.load(board_name), name="net", life=life, keep_bytes=keep)
+    where, keep, size = board.load(board_name), codegen.state_bytes(compiled.plan) if life.keep else None, sample_bytes(compiled)
+    past = keeping.Past(life.past_in_flash // size, size) if life.past_in_flash else None
+    sectors = keeping.kept(where, keep, past).past_sectors if keep else 0
+    project = pioproject.generate_project(folder, files, where, name="net", life=life, keep_bytes=keep, past_sectors=sectors)
+    if life.resumable:
+        in_slices(project)
     return Built(compiled, native.build_host(project), project, life)
 
 
@@ -104,24 +128,28 @@ def same(device: Session, reference: ReferenceLearner, built: Built) -> None:
         assert (status.places, status.past, status.offered) == (memory.places, len(memory.labels), memory.count)
         assert list(status.by_class) == memory.held
         size, digest = device.past_digest()
-        latents = [built.latent(reference, *one) for one in reference.past]
+        latents = [built.latent(reference, *one) for _, one in sorted(reference.past.items())]
         assert size == built.sample_bytes and digest == reference.digest(latents)
 
 
-def give_up(device: Session, built: Built, reference: ReferenceLearner, x: Array, label: int) -> None:
-    """A host that leaves in the middle of a sample: of the rows that came nothing may remain."""
+def give_up(device: Session, reference: ReferenceLearner, command: Command, x: Array, label: int) -> int:
+    """A host that leaves in the middle of a sample: of the rows that came nothing may remain. Gives how many past samples that
+    costs."""
+    held = len(reference.past)
     exchange = device._exchange
     exchange._sequence += 1
     arguments = protocol.request(1000, label.to_bytes(4, "little"))
     row = x.tobytes()[: x.size // x.shape[1]]
-    for kind, code, total, payload in ((Kind.REQUEST, Command.TRAIN, x.size, arguments), (Kind.DATA, 0, 0, row)):
+    for kind, code, total, payload in ((Kind.REQUEST, command, x.size, arguments), (Kind.DATA, 0, 0, row)):
         exchange._write(exchange._frame(kind, code, 0, total, payload))
-    reference.break_off(label)
+    if command == Command.TRAIN:
+        reference.break_off(label)
+    return held - len(reference.past)
 
 
-def live(built: Built, seed: int, steps: int, device: Session, reference: ReferenceLearner) -> None:
-    """Random settings, samples and requests to both."""
-    random = np.random.default_rng(seed)
+def live(built: Built, seed: int, steps: int, device: Session, reference: ReferenceLearner) -> Counter[str]:
+    """Random settings, samples and requests to both; gives how often what happened."""
+    random, did = np.random.default_rng(seed), Counter[str]()
     pool = [drawn(reference, random) for _ in range(6)]
     for step in range(steps):
         if step % 12 == 0:
@@ -140,32 +168,40 @@ def live(built: Built, seed: int, steps: int, device: Session, reference: Refere
             x, truth = pool[int(random.integers(6))]
             assert device.hold_out(x, **given(reference, truth)) == len(reference.held_out) + 1
             reference.hold_out(x, truth)
+            did["held out"] += 1
         if reference.by_label and random.random() < 0.1:
             wrong = int(random.choice([-1, reference.classes, 2**31 - 1, -(2**31)]))
             assert device.train(pool[0][0], wrong).loss == -1
+            did["label refused"] += 1
         if built.compiled.options.rows and random.random() < 0.2:
-            give_up(device, built, reference, pool[1][0], int(random.integers(reference.classes)))
+            is_room = len(reference.held_out) < built.life.guard
+            command = Command.HOLD_OUT if is_room and random.random() < 0.7 else Command.TRAIN
+            did["past lost"] += give_up(device, reference, command, pool[1][0], int(random.integers(reference.classes)))
+            did["held-out given up"] += command == Command.HOLD_OUT
         x, truth = pool[int(random.integers(6))] if random.random() < 0.7 else drawn(reference, random)
         assert device.train(x, **given(reference, truth)).loss == reference.train(x, truth)
         if step % 5 == 4 or step == steps - 1:
             same(device, reference, built)
+    return did
 
 
 @needs_host
 @pytest.mark.parametrize("resumable", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_device_equals_its_twin(resumable: bool, tmp_path: Path) -> None:
-    places, restores = 25, 0
+    """`resumable`: in slices of random budgets."""
+    places, did = 25, Counter[str]()
     for index, compiled in enumerate(programs(tmp_path, resumable)):
         life = Life(resumable=resumable, guard=5, replay=places * sample_bytes(compiled) + 1)
         built = build(compiled, life, tmp_path / str(index))
         reference = ReferenceLearner(compiled, places, life.guard)
         with session.open_host(built.program) as device:
-            live(built, index, 60, device, reference)
+            did += live(built, index, 60, device, reference)
             status = device.learner()
             assert status.replayed and status.checks > status.restores
             assert status.offered > status.places
-            restores += status.restores
-    assert restores > 1
+            did["taken back"] += status.restores
+    wanted = ["label refused", "held out", "taken back", *(["past lost", "held-out given up"] if resumable else [])]
+    assert all(did[what] > 1 for what in wanted), did
 
 
 @dataclass(frozen=True)
@@ -187,7 +223,7 @@ def test_what_lies_in_flash_outlives_a_reset(kind: type[Life], tmp_path: Path) -
     flash = tmp_path / "flash", area
     with session.open_host(built.program, flash=flash) as device:
         places = device.learner().places
-        assert 20 < places < 4000 // built.sample_bytes
+        assert places == 4000 // built.sample_bytes
         reference = ReferenceLearner(compiled, places, 4, keeps=True, guard_in_flash=kind is FlashGuard)
         live(built, 3, 100, device, reference)
         held = device.learner()
