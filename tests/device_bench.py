@@ -116,8 +116,7 @@ class Desk:
             self._end()
             self._start()
         if what == INTRUDE:
-            other = Frame(Kind.REQUEST, Command.OPEN, 77, 0, 0, 0, protocol.request(0, b""))
-            os.write(self._to, b"\0" + frames.encode(other))
+            self.intrude()
         if what == PULL:
             self._link.unlink()
         if what in (CUT, UNPLUG, PULL):
@@ -128,6 +127,11 @@ class Desk:
     def swap_at_reset(self, program: Path) -> None:
         """From the next reset on the board runs another program."""
         self._command = [str(program)]
+
+    def intrude(self) -> None:
+        """Another program opens a session with the board."""
+        other = Frame(Kind.REQUEST, Command.OPEN, 77, 0, 0, 0, protocol.request(0, b""))
+        os.write(self._to, b"\0" + frames.encode(other))
 
     def button(self) -> None:
         """Resets the board, while nobody talks to it."""

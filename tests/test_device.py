@@ -89,7 +89,7 @@ def taught(desk: Desk, digits: Dataset, *, save_every: int = 0, say: list[str] |
         kept = Kept(statefile.pull(session))
         desk.armed = True
         history = History(kept.base.step)
-        steady = Steady(session, kept, history, save_every=save_every, say=notes.append)
+        steady = Steady(session, kept, history, save_every=save_every, steps=25, say=notes.append)
         log = run.run(
             steady, digits, steps=25, seed=5, eval_every=10, eval_samples=4, final_samples=4, history=history,
         )  # fmt: skip
@@ -104,8 +104,9 @@ def lab(learner: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
         return Lab(learner, digits, *taught(desk, digits))
 
 
-def is_the_same(lab: Lab, state: State, log: run.RunLog) -> bool:
-    """Byte for byte; but a loss may be unknown, whose answer was lost."""
+def is_the_same(lab: Lab, state: State, log: run.RunLog, accidents: int = 0) -> bool:
+    """Byte for byte; but of each accident a loss may be unknown, whose answer was lost."""
+    assert sum(loss is None for loss in log.losses) <= accidents
     pairs = zip(log.losses, lab.log.losses, strict=True)
     curves = [[(point.step, point.accuracy) for point in one.curve] for one in (log, lab.log)]
     return state == lab.state and curves[0] == curves[1] and all(a in (b, None) for a, b in pairs)
@@ -129,7 +130,8 @@ ACCIDENTS = st.lists(
 
 def survive(lab: Lab, folder: Path, kind: str, accidents: list[Accident], save_every: int) -> None:
     with Desk(lab.program, folder, kind, flash=folder / "flash", accidents=accidents) as desk:
-        assert is_the_same(lab, *taught(desk, lab.digits, save_every=save_every))
+        found = taught(desk, lab.digits, save_every=save_every)
+        assert desk.happened >= 1 and is_the_same(lab, *found, desk.happened)
 
 
 @needs_host
@@ -156,6 +158,8 @@ def test_many_accidents_change_nothing(
 def test_bad_lines_change_nothing(lab: Lab, tmp_path: Path, kind: str) -> None:
     with Desk(lab.program, tmp_path, kind, rate=0.03, seed=1) as desk:
         assert is_the_same(lab, *taught(desk, lab.digits))
+        with opened(desk) as device:
+            assert device.counters().damaged_frames > 0
 
 
 class Killed(BaseException):
@@ -233,6 +237,25 @@ def test_a_state_in_flash_that_is_of_another_run(lab: Lab, tmp_path: Path) -> No
             assert is_the_same(lab, *taught(desk, lab.digits, save_every=save_every, say=said))
             told = "came up at step 0: all" if save_every else "at step 13 with a state that is none of this run"
             assert told in " ".join(said) and desk.happened == 1
+
+
+@needs_host
+def test_a_save_that_another_program_interrupts_is_made(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the session just before the last save; the board comes up with the last step."""
+    saved, save = list[int](), Session.save
+
+    def interrupted(device: Session) -> int:
+        saved.append(device.counters().step)
+        if saved == [0, 25]:
+            desk.intrude()
+        return save(device)
+
+    with Desk(lab.program, tmp_path, flash=tmp_path / "flash") as desk:
+        monkeypatch.setattr(Session, "save", interrupted)
+        assert is_the_same(lab, *taught(desk, lab.digits, save_every=1000)) and saved == [0, 25, 25]
+        desk.button()
+        with opened(desk) as device:
+            assert device.open().step == 25
 
 
 @needs_host

@@ -73,5 +73,6 @@ def outcome(log: RunLog) -> list[str]:
     ):
         if first is not None:
             shown = [f"{v:.1%}" if label == "accuracy" else f"{v:.5g}" for v in (first, last) if v is not None]
-            lines.append(f"{label}: {' -> '.join(shown)} after {log.steps} steps")
+            how = f"{' -> '.join(shown)} after" if last is not None else f"{shown[0]} before; not measured since, stopped after"
+            lines.append(f"{label}: {how} {log.steps} steps")
     return lines

@@ -10,12 +10,14 @@ from tte.errors import DataError
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes under a temporary name in the same folder, which is made if need be, then renames.
+    """Writes under a temporary name in the same folder, which is made if need be, then renames. Links are followed.
 
     Raises:
         DataError: the file cannot be written; nothing is left behind.
     """
-    temporary = None
+    temporary, path = None, path.resolve()
+    if path.exists() and not path.is_file():
+        raise DataError("is no ordinary file, and is left as it is", where=str(path), remedy="another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:

@@ -9,6 +9,8 @@ the device was found at another step counter, {"end": true}.
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -46,7 +48,8 @@ class Journal(History, Kept):
 
     def __exit__(self, *_: object) -> None:
         if self._file:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what cannot be written was said when it was to be
+                self._file.close()
 
     def learnt(self, loss: float | None, instructions: int, counter: int) -> None:
         """As `History`."""
@@ -91,9 +94,26 @@ class Journal(History, Kept):
         """Opens the file, to go on."""
         try:
             self._file = self.path.open("a", encoding="utf-8")
+            _lock(self._file, self.path)
         except OSError as error:
             raise DataError(f"cannot be written ({error.strerror})", where=str(self.path)) from None
         return self
+
+
+def _lock(file: IO[str], path: Path) -> None:
+    """Takes the file for this run, until it is closed. Raises DataError where another run has it, OSError where none can."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataError(
+            "another run is being written down here", where=str(path),
+            remedy="end that one first, or give this one --journal FILE",
+        ) from None  # fmt: skip
+
+
+def _refuse_one_in_use(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
+        _lock(file, path)
 
 
 def begin(path: Path, arguments: dict[str, Any], base: State) -> Journal:
@@ -102,7 +122,12 @@ def begin(path: Path, arguments: dict[str, Any], base: State) -> Journal:
     Args:
         arguments: all that decides the run, as JSON.
         base: the device's state at its beginning.
+
+    Raises:
+        DataError: it cannot be written, or another run is being written there.
     """
+    if path.is_file():
+        _refuse_one_in_use(path)
     head = {"tte": FORMAT, "arguments": arguments, "base": base64.b64encode(statefile.pack(base)).decode("ascii")}
     files.write(path, (json.dumps(head) + "\n").encode())
     return Journal(path, base).append()
@@ -112,8 +137,10 @@ def unfinished(path: Path, arguments: dict[str, Any]) -> Journal | None:
     """The journal of a run that was stopped, to go on from; None if there is none, or its run is complete.
 
     Raises:
-        DataError: it is of a run with other arguments, or no journal.
+        DataError: it is of a run with other arguments, being written by another run, or no journal.
     """
+    if path.is_file():
+        _refuse_one_in_use(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -154,7 +154,7 @@ def open_project(folder: Path) -> Project:
         board, library = ini["tte"]["board"], ini["tte"]["library"]
         life = parse(ini["tte"].get("life", "{}"))
     except (OSError, UnicodeDecodeError, configparser.Error, KeyError, ValueError):
-        raise DataError("this is not a folder written by `tte build`", where=str(folder)) from None
+        raise DataError("this is not a folder written by `tte build`", where=str(folder), remedy="give its --out") from None
     return Project(folder.resolve(), boards.load(folder / "boards" / f"{board}.json"), library, life)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from tte import data, passes, pioproject, project, verify
-from tte.cli.output import Output
+from tte.cli.output import Number, Output
 from tte.data import Dataset, Port
 from tte.device import port_failures
 from tte.device.link import LinkSilent
@@ -64,6 +64,8 @@ class Place:
         """
         if self.started:
             kind, folder = self.started
+            if folder == Path():
+                raise DataError("names no folder", where=self.port, remedy=f"{kind}:DIR, the --out of a `tte build`")
             with verify.open_program(pioproject.open_project(folder), kind, sanitize=False, uart=self.link == "uart") as device:
                 yield device
             return
@@ -77,6 +79,12 @@ class Place:
             yield device
 
 
+def say_what_ends(output: Output, place: Place) -> None:
+    """Of a program that was started for the command alone: what the command changed goes with it."""
+    if place.started:
+        output.say("the program ends with this command, and what it has in RAM with it; only what is saved in its flash stays")
+
+
 def place_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options to a command, which gets a `Place` as `place`."""
 
@@ -84,7 +92,7 @@ def place_options(function: Callable[..., Any]) -> Callable[..., Any]:
                   "socket://host:port; or qemu:DIR, host:DIR: the program of a build folder.")  # fmt: skip
     @click.option("--baud", type=click.IntRange(50, 10_000_000), default=DEFAULT_BAUD, show_default=True,
                   help="Bits a second, of a serial port.")  # fmt: skip
-    @click.option("--reconnect", type=click.FloatRange(0, 86_400), default=60.0, show_default=True, metavar="SECONDS",
+    @click.option("--reconnect", type=Number(0, 86_400), default=60.0, show_default=True, metavar="SECONDS",
                   help="How long to try again when the line is lost or silent.")  # fmt: skip
     @click.option("--link", type=click.Choice(["semihosting", "uart"]), default="semihosting", show_default=True,
                   help="How the emulated board of qemu:DIR talks.")  # fmt: skip

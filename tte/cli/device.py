@@ -18,8 +18,8 @@ from rich.progress import Progress
 
 from tte import files, journal, run
 from tte.cli.aids import aid_options
-from tte.cli.connect import Place, Samples, place_options, sample_options, samples
-from tte.cli.output import INTERRUPTED, Output, command
+from tte.cli.connect import Place, Samples, place_options, sample_options, samples, say_what_ends
+from tte.cli.output import INTERRUPTED, Number, Output, command
 from tte.data import Dataset
 from tte.device import aids as learning_aids
 from tte.device import statefile
@@ -178,13 +178,13 @@ def _evaluated(output: Output, session: Session, dataset: Dataset, chosen: list[
 @sample_options
 @click.option("--epochs", type=click.IntRange(1), default=1, show_default=True, help="Passes over the training samples.")
 @click.option("--steps", type=click.IntRange(1), help="Training steps, instead of epochs.")
-@click.option("--rate", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
+@click.option("--rate", type=Number(0, 1, min_open=True), default=1.0, show_default=True,
               help="Largest factor on the build's learning rate.")  # fmt: skip
 @click.option("--eval-every", type=click.IntRange(1), help="Training steps between evaluations.  [default: a tenth]")
 @click.option("--eval-samples", type=click.IntRange(1), default=200, show_default=True, help="Samples of those.")
 @click.option("--final-samples", type=click.IntRange(1), help="Held-out samples before and after.  [default: all]")
 @click.option("--save-every", type=click.IntRange(1), metavar="STEPS", help="The device saves in its flash so often, and at "
-              "the beginning and the end.")  # fmt: skip
+              "the beginning and the end.  [default: not; a program of qemu:DIR or host:DIR as it ends]")  # fmt: skip
 @click.option("--journal", "journal_path", type=_FILE, help="Where the run is written down, to go on from if it is stopped.  "
               "[default: BUILD/device.journal, or build/MODEL-HASH.journal]")  # fmt: skip
 @aid_options
@@ -222,6 +222,10 @@ def train(output: Output, place: Place, data_path: Path, build: Path | None, mod
                 output.say("guard and replay lose what they have in RAM when the device is reset: the result is then another")
                 if known and not given:
                     output.say("they begin anew: the device was reset, or did not have them yet")
+            if place.started and not save_every and session.opened.found == Stored.NO_FLASH:
+                say_what_ends(output, place)
+            elif place.started and not save_every:
+                save_every = planned  # a program that ends with the command saves when it is done, as with `tte run`
             steady = Steady(
                 session, past, past, save_every=save_every or 0, steps=planned, aids=care, given=given, say=output.say
             )
@@ -263,6 +267,7 @@ def restore(output: Output, place: Place) -> None:
     """Go back to what the device saved last."""
     with place.connected(output) as session:
         step = session.restore()
+    say_what_ends(output, place)
     output.console.print(f"the device is back at step {step:,}")
     output.result({"step": step})
 
@@ -275,6 +280,7 @@ def reset(output: Output, place: Place) -> None:
     with place.connected(output) as session:
         before = session.counters().step
         session.reset()
+    say_what_ends(output, place)
     output.console.print(f"the device has its initial weights again; it was at step {before:,}")
     output.result({"step_before": before})
 
@@ -302,13 +308,14 @@ def push(output: Output, place: Place, state: Path) -> None:
     found = statefile.load(state)
     with place.connected(output) as session:
         statefile.push(session, found, str(state))
+    say_what_ends(output, place)
     output.console.print(f"the device has {escape(str(state))}: step {found.step:,}", soft_wrap=True)
     output.result({"state": str(state), "bytes": len(found.data), "step": found.step, "hash": found.hash})
 
 
 @device.command()
 @place_options
-@click.option("--interval", type=click.FloatRange(0.01, 3600), default=1.0, show_default=True, help="Seconds between looks.")
+@click.option("--interval", type=Number(0.01, 3600), default=1.0, show_default=True, help="Seconds between looks.")
 @click.option("--looks", type=click.IntRange(1), help="End after so many.  [default: at Ctrl-C]")
 @command
 def monitor(output: Output, place: Place, interval: float, looks: int | None) -> None:

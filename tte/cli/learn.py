@@ -14,7 +14,7 @@ from tte import board as boards
 from tte import data, export, profile, project, resources, steps, verify
 from tte.cli import show
 from tte.cli.aids import aid_options
-from tte.cli.output import INTERRUPTED, Output, command
+from tte.cli.output import INTERRUPTED, Number, Output, command
 from tte.compiler import Compiled, Options
 from tte.data import Dataset, Port
 from tte.device import aids as learning_aids
@@ -150,7 +150,7 @@ def _report(
 @click.option("--epochs", type=click.IntRange(1), default=1, show_default=True, help="Passes over the training samples.")
 @click.option("--steps", type=click.IntRange(1), help="Training steps, instead of epochs.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Order, split and random numbers.")
-@click.option("--rate", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
+@click.option("--rate", type=Number(0, 1, min_open=True), default=1.0, show_default=True,
               help="Largest factor on the build's learning rate.")  # fmt: skip
 @click.option("--eval-every", type=click.IntRange(1), help="Training steps between evaluations.  [default: a tenth]")
 @click.option("--eval-samples", type=click.IntRange(1), default=200, show_default=True, help="Samples of those.")

@@ -30,6 +30,11 @@ def life_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapped(*args: Any, keep: bool, resumable: bool, guard: int | None, guard_in: str, replay: int | None,
                 replay_in: str, **others: Any) -> Any:  # fmt: skip
+        for name, chosen, default, needed in (
+            ("--guard-in", guard_in, GUARDS[0], guard), ("--replay-in", replay_in, PLACES[0], replay),
+        ):  # fmt: skip
+            if chosen != default and not needed:
+                raise click.UsageError(f"{name} {chosen} says where something lies that is not there: add {name[:-3]}")
         life = Life(keep, resumable, guard or 0, guard_in, replay or 0, replay_in)
         return function(*args, life=life, **others)
 

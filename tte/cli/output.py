@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import math
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -53,6 +58,30 @@ class Output:
             sys.stdout.write(json.dumps(facts, allow_nan=False) + "\n")
 
 
+@contextlib.contextmanager
+def _ending_well() -> Iterator[None]:
+    """A command that is told to end by SIGTERM or SIGHUP leaves as it does otherwise: what it has started is ended, too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _let_go_of_stdout() -> None:
+    """What could not be written would be tried again on leaving."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def command(function: Callable[..., int | None]) -> Callable[..., None]:
     """Adds --json, hands the command an Output, turns errors into one message and the exit status."""
 
@@ -61,13 +90,16 @@ def command(function: Callable[..., int | None]) -> Callable[..., None]:
     def wrapped(as_json: bool, **arguments: Any) -> None:
         output = Output(as_json)
         try:
-            status = function(output, **arguments)
+            with _ending_well():
+                status = function(output, **arguments)
+                sys.stdout.flush()
         except TteError as error:
             fail(output, error)
         except KeyboardInterrupt:
             output.notes.print("interrupted", style="bold red")
             sys.exit(INTERRUPTED)
         except BrokenPipeError:
+            _let_go_of_stdout()
             sys.exit(FAILED)
         except OSError as error:
             fail(output, TteError(error.strerror or str(error), where=str(error.filename or "")))
@@ -80,9 +112,23 @@ def fail(output: Output, error: TteError) -> None:
     """Prints an error and leaves with status 2."""
     if output.json:
         facts = {"what": error.what, "where": error.where, "limit": error.limit, "remedy": error.remedy}
-        sys.stdout.write(json.dumps({"error": facts}) + "\n")
+        try:
+            sys.stdout.write(json.dumps({"error": facts}) + "\n")
+            sys.stdout.flush()
+        except OSError:
+            _let_go_of_stdout()
     output.notes.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True)
     sys.exit(FAILED)
+
+
+class Number(click.FloatRange):
+    """A number within a range, which NaN is in none of."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value!r} is no number", param, ctx)
+        return found
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on

@@ -15,7 +15,7 @@ from tte import board as boards
 from tte.board import Board
 from tte.cli.learn import load_data
 from tte.cli.life import life_options
-from tte.cli.output import INTERRUPTED, Output, Size, command
+from tte.cli.output import INTERRUPTED, Number, Output, Size, command
 from tte.compiler import LOSSES, Options, compile_model
 from tte.display import Display
 from tte.errors import BoardError, DataError, ModelError
@@ -182,7 +182,7 @@ def _spread(values: list[float]) -> str:
 @click.option("--steps", type=click.IntRange(1), help="Training steps, instead of epochs.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Order, split and random numbers.")
 @click.option("--learning-rate", type=float, help="Base learning rate.  [default: the scheme's, or 0.01]")
-@click.option("--rate", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
+@click.option("--rate", type=Number(0, 1, min_open=True), default=1.0, show_default=True,
               help="Largest factor on it.")  # fmt: skip
 @click.option("--mode", type=_MODES, help="Residual kept for each weight.  [default: the scheme's, or r4]")
 @click.option("--batch", type=click.IntRange(1, 65535), default=1, show_default=True, help="Samples an update sums.")

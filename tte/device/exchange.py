@@ -75,6 +75,7 @@ class Exchange:
         self._reader = Reader()
         self._session = self._sequence = 0
         self._stage = (Command.OPEN, "working")  # of a request: "sending" its data, the device "working", or "answering"
+        self._goes_on = False  # the last frame has brought the request further
         self._waits: dict[tuple[Command, str], deque[float]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
 
     def open(self, timeout_s: float | None = None) -> Opened:
@@ -122,7 +123,7 @@ class Exchange:
         self.lost = True  # until the whole answer is here
         damaged = self._reader.damaged
         answer, trace = bytearray(), bytearray()
-        granted = asked_at = 0
+        granted = asked_at = sent = 0
 
         def poll() -> bytes:
             nonlocal granted
@@ -133,7 +134,9 @@ class Exchange:
         first = poll() + self._data(data, 0, credit)
         self._stage = (command, "sending" if credit < len(data) else "working")
         for frame in self._frames(first, poll):
+            self._goes_on = frame.kind in (Kind.PROFILE, Kind.TRACE)
             if frame.kind == Kind.WANT:
+                self._goes_on, sent = frame.offset + frame.total > sent, max(sent, frame.offset + frame.total)
                 self._write(self._data(data, frame.offset, frame.total))
                 self._stage = (command, "sending" if frame.offset + frame.total < len(data) else "working")
             elif frame.kind == Kind.PROFILE:
@@ -150,6 +153,7 @@ class Exchange:
                 self._check(frame, command, len(data))
                 if frame.offset == len(answer):
                     answer += frame.payload
+                    self._goes_on = len(frame.payload) > 0
                     self._stage = (command, "answering")
                     if len(answer) >= frame.total:
                         break
@@ -217,13 +221,15 @@ class Exchange:
             self.heard += len(some)
             for frame in self._reader.feed(some):
                 if frame.kind == Kind.FAULT:
-                    text = frame.payload.decode("ascii", "replace").strip()
-                    raise DeviceError(f"the device stopped: {text}")
-                if frame.session == self._session and frame.sequence == self._sequence:
+                    raise DeviceError(f"the device stopped: {protocol.text(frame.payload).strip()}")
+                # Kinds below ANSWER are what a host sends: the line gives back what it is sent.
+                if frame.kind >= Kind.ANSWER and (frame.session, frame.sequence) == (self._session, self._sequence):
                     if is_first:  # else nobody knows which of the requests it answers (P. Karn, C. Partridge, SIGCOMM 1987)
                         self._waits[stage].append(time.monotonic() - asked)
+                    self._goes_on = False
                     yield frame
-                    heard = asked = time.monotonic()
+                    asked = time.monotonic()
+                    heard = asked if self._goes_on else heard
                     stage, retry, is_first = self._stage, self._retry_s(), True
 
     def _data(self, data: bytes, offset: int, count: int) -> bytes:

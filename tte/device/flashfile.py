@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from tte.board import FlashArea
 from tte.errors import DataError
@@ -56,11 +57,22 @@ def held(path: Path, area: FlashArea) -> Iterator[None]:
         fresh = new(area)
         content = file.read(len(fresh) + 1)
         if not content:
-            file.write(fresh)
-            file.flush()
+            _fill(file, fresh, path)
         else:
             _refuse_other(content, area, path)
         yield
+
+
+def _fill(file: IO[bytes], content: bytes, path: Path) -> None:
+    """Writes it whole or not at all, past the buffer: of what a full disk left in there closing would fail once more."""
+    try:
+        if os.pwrite(file.fileno(), content, 0) == len(content):
+            return
+        what = "No space left on device"
+    except OSError as error:
+        what = error.strerror or str(error)
+    os.ftruncate(file.fileno(), 0)
+    raise DataError(f"the flash's file cannot be written ({what})", where=str(path))
 
 
 def _refuse_other(content: bytes, area: FlashArea, path: Path) -> None:

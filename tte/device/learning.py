@@ -105,6 +105,8 @@ class Learning:
         answer = self._exchange.ask(Command.LEARNER, _PART_COUNTS.to_bytes(4, "little"))
         head = _unpacked(_COUNTS, answer[: _COUNTS.size])
         names = [f.name for f in fields(Status)][: len(head)]
+        if len(answer) % 2:
+            raise DeviceError(f"an answer of {len(answer)} bytes, which are no 16-bit numbers")
         held = np.frombuffer(answer[_COUNTS.size :], "<u2")
         known: dict[str, Any] = dict(zip(names, head, strict=True)) | {"best": head[names.index("best")] / 256}
         return Status(**known, by_class=tuple(int(n) for n in held))

@@ -24,6 +24,7 @@ _AGAIN_S = 0.25  # between attempts to open a port that was lost
 _UNSENT = 4096  # bytes that a system may still hold when it says that all is written
 _BITS = 10  # of a byte on the line: start, eight, stop
 _ANSWER_S = 0.1  # for what is no more than computed at once; to ask too early costs a frame
+_SILENT = "longer: --reconnect SECONDS; of a long step with many past samples, fewer --replay-steps; else check cable and power"
 _FAR_S = 0.5  # to ask again over a network, where the speed behind it is unknown
 #: A peer that vanished without a word is an error after some 25 s: idle time, seconds between probes, probes.
 _ALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 25_000))
@@ -75,7 +76,7 @@ class SerialLink:
 
     def failure(self, problem: str) -> DeviceError:
         """As `ByteLink`; a LinkSilent."""
-        return LinkSilent(f"the device {problem}", where=self._name)
+        return LinkSilent(f"the device {problem}", where=self._name, remedy=_SILENT)
 
     def wait(self) -> int:
         """Nothing to wait for: 0."""
@@ -146,7 +147,7 @@ class SocketLink:
 
     def failure(self, problem: str) -> DeviceError:
         """As `ByteLink`; a LinkSilent."""
-        return LinkSilent(f"the device {problem}", where=self._name)
+        return LinkSilent(f"the device {problem}", where=self._name, remedy=_SILENT)
 
     def wait(self) -> int:
         """Nothing to wait for: 0."""

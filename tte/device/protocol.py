@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -21,6 +22,8 @@ _EVALUATED = struct.Struct("<IIIQ")
 _STORED = struct.Struct("<II")
 _PART = struct.Struct("<IIQ")
 _WINDOW = struct.Struct("<I")
+MOST_RATE = 32768
+"""The learning-rate factor of one, Q15: there is none above."""
 
 
 class Kind(IntEnum):
@@ -238,7 +241,7 @@ def evaluate(label: int, *, new: bool) -> bytes:
 
 def parse_opened(payload: bytes) -> Opened:
     """Answer to OPEN."""
-    _expect_size(payload, _OPENED.size)
+    expect_size(payload, _OPENED.size)
     opened = Opened(*_OPENED.unpack(payload))
     if not 0 < opened.frame_bytes <= 65536:
         raise DeviceError(f"the device takes frames of {opened.frame_bytes} bytes")
@@ -250,30 +253,40 @@ def parse_description(payload: bytes) -> Description:
     if len(payload) < _DESCRIPTION.size:
         raise DeviceError("the device does not speak this protocol", remedy="build and load the firmware again")
     inputs, outputs, logits, target, state, arena, trains, rows, digest = _DESCRIPTION.unpack_from(payload)
-    texts = payload[_DESCRIPTION.size :].decode("ascii", "replace").split("\0")
-    name, note, board = (*texts, "", "", "")[:3]
-    hexadecimal = digest.decode("ascii", "replace")
+    name, note, board = map(text, (*payload[_DESCRIPTION.size :].split(b"\0"), b"", b"", b"")[:3])
+    hexadecimal = text(digest)
+    # Both become part of file names.
+    if not re.fullmatch(r"[0-9a-f]{16}", hexadecimal) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,199}", name):
+        raise DeviceError("the device describes no program of tte", remedy="build and load the firmware again")
     return Description(
         inputs, outputs, logits, target, state, arena, bool(trains), rows, hexadecimal, name, note, board
     )  # fmt: skip
 
 
+def text(payload: bytes) -> str:
+    """What a device says, fit for a terminal: of others than printable ASCII characters and newlines a question mark is left."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in payload.decode("ascii", "replace"))
+
+
 def parse_trained(payload: bytes, logits_bytes: int) -> TrainResult:
     """Answer to TRAIN."""
-    _expect_size(payload, _TRAINED.size + logits_bytes)
+    expect_size(payload, _TRAINED.size + logits_bytes)
     loss, instructions, step = _TRAINED.unpack_from(payload)
     return TrainResult(loss, instructions, np.frombuffer(payload, np.int8, offset=_TRAINED.size).copy(), step)
 
 
 def parse_evaluated(payload: bytes) -> Evaluated:
     """Answer to EVALUATE."""
-    _expect_size(payload, _EVALUATED.size)
-    return Evaluated(*_EVALUATED.unpack(payload))
+    expect_size(payload, _EVALUATED.size)
+    found = Evaluated(*_EVALUATED.unpack(payload))
+    if not 0 <= found.right <= found.samples or not found.samples:
+        raise DeviceError(f"the device counts {found.right:,} right of {found.samples:,} samples")
+    return found
 
 
 def parse_stored(payload: bytes) -> tuple[Stored, int]:
     """Answer to SAVE and RESTORE: how it ended, and the step counter."""
-    _expect_size(payload, _STORED.size)
+    expect_size(payload, _STORED.size)
     result, step = _STORED.unpack(payload)
     if result not in set(Stored):
         raise DeviceError(f"the device answered with the unknown result {result}")
@@ -282,8 +295,11 @@ def parse_stored(payload: bytes) -> tuple[Stored, int]:
 
 def parse_counters(payload: bytes) -> Counters:
     """Answer to COUNTERS."""
-    _expect_size(payload, _COUNTERS.size)
-    return Counters(*_COUNTERS.unpack(payload))
+    expect_size(payload, _COUNTERS.size)
+    counters = Counters(*_COUNTERS.unpack(payload))
+    if counters.learning_rate > MOST_RATE:
+        raise DeviceError(f"the device has a learning-rate factor of {counters.learning_rate:,}", limit=f"{MOST_RATE:,}")
+    return counters
 
 
 def parse_trace(payload: bytes) -> TraceStep:
@@ -294,11 +310,12 @@ def parse_trace(payload: bytes) -> TraceStep:
 
 def parse_part(payload: bytes) -> Part:
     """A PROFILE message."""
-    _expect_size(payload, _PART.size)
+    expect_size(payload, _PART.size)
     kind, index, instructions = _PART.unpack(payload)
     return Part(kind == 1, index, instructions)
 
 
-def _expect_size(payload: bytes, size: int) -> None:
+def expect_size(payload: bytes, size: int) -> None:
+    """Raises DeviceError unless an answer has so many bytes."""
     if len(payload) != size:
         raise DeviceError(f"the device answered with {len(payload)} bytes instead of {size}")

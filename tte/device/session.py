@@ -110,7 +110,9 @@ class Session(Learning):
 
     def infer(self, x: NDArray[np.int8]) -> NDArray[np.int8]:
         """Runs the model on `x`, of any shape with as many int8 elements as its input; returns the flat int8 output."""
-        output = self._exchange.ask(Command.INFER, data=_bytes(x, self.describe().input_bytes, "input"))
+        about = self.describe()
+        output = self._exchange.ask(Command.INFER, data=_bytes(x, about.input_bytes, "input"))
+        protocol.expect_size(output, about.output_bytes)
         return np.frombuffer(output, np.int8).copy()
 
     def train(
@@ -175,7 +177,9 @@ class Session(Learning):
 
     def read_state(self) -> bytes:
         """The trained state: weights, biases and residuals, as the generated header lays them out."""
-        return self._exchange.ask(Command.READ_STATE)
+        state = self._exchange.ask(Command.READ_STATE)
+        protocol.expect_size(state, self.describe().state_bytes)
+        return state
 
     def write_state(self, state: bytes) -> None:
         """Replaces the trained state by one of the same build."""
@@ -196,7 +200,8 @@ class Session(Learning):
     def _stored(self, command: Command) -> int:
         result, step = protocol.parse_stored(self._exchange.ask(command))
         if result is not Stored.OK:
-            raise DeviceError(f"the device cannot {command.name.lower()}: {STORED_TEXTS.get(result, result.name)}")
+            remedy = "save something first: `tte device save`, or --save-every" if result is Stored.EMPTY else ""
+            raise DeviceError(f"the device cannot {command.name.lower()}: {STORED_TEXTS.get(result, result.name)}", remedy=remedy)
         return step
 
     def reset(self) -> None:

@@ -147,11 +147,15 @@ class Steady:
 
     def _save_now(self) -> None:
         step = self._step
-        try:
-            self._guarded(self._save)
-        except Moved as moved:
-            if moved.step != step:
-                raise
+        for _ in range(_OPENINGS):
+            try:
+                return self._guarded(self._save)
+            except Moved as moved:  # at the same step nobody knows whether it was told
+                if moved.step != step:
+                    raise
+        raise DeviceError(
+            f"the session was lost {_OPENINGS} times while the device was told to save", remedy="let no other program talk to it"
+        )
 
     def _save(self) -> None:
         self._kept.saving(self._step)
