@@ -137,26 +137,36 @@ static inline int32_t tte_merged(const tte_merge *m, int32_t a, int32_t b) {
     return ((a * 256 + m->a_half) >> m->a_shift) + ((b * m->b_factor + m->half) >> m->shift);
 }
 
+/* The sum of a and b, before it is requantised: magnitudes, OR-ed. */
+static inline uint32_t tte_merge_sizes(const tte_merge *m, const int8_t *a, const int8_t *b, int32_t count) {
+    uint32_t sizes = 0;
+    if (m->near) {
+        for (int32_t i = 0; i < count; i++) sizes |= tte_abs((a[i] * m->a_factor + b[i] * m->b_factor + m->half) >> m->shift);
+    } else {
+        for (int32_t i = 0; i < count; i++) sizes |= tte_abs(tte_merged(m, a[i], b[i]));
+    }
+    return sizes;
+}
+
+/* y = the sum of a and b, shifted right by s; y may be a or b. */
+static inline void tte_merge_shifted(const tte_merge *m, const int8_t *a, const int8_t *b, int32_t s, int32_t count, int8_t *y) {
+    if (m->near) {
+        const int32_t shift = m->shift + s, half = m->half + (s ? 1 << (shift - 1) : 0);
+        for (int32_t i = 0; i < count; i++) {
+            int32_t v = tte_nearest8((a[i] * m->a_factor + b[i] * m->b_factor + half) >> shift);
+            y[i] = (int8_t)(v < -127 ? -127 : v);
+        }
+    } else {
+        for (int32_t i = 0; i < count; i++) y[i] = tte_to_int8(tte_merged(m, a[i], b[i]), s);
+    }
+}
+
 /* y = the sum of a and b, requantised; gives its exponent. y may be a or b. */
 __attribute__((unused)) TTE_NOINLINE static int32_t tte_merge_errors(const int8_t *a, int32_t ka, const int8_t *b, int32_t kb,
                                                                   int32_t ratio, int32_t count, int8_t *y) {
     const tte_merge m = tte_make_merge(ka, kb, ratio);
-    uint32_t sizes = 0;
-    if (m.near) {
-        for (int32_t i = 0; i < count; i++) sizes |= tte_abs((a[i] * m.a_factor + b[i] * m.b_factor + m.half) >> m.shift);
-    } else {
-        for (int32_t i = 0; i < count; i++) sizes |= tte_abs(tte_merged(&m, a[i], b[i]));
-    }
-    const int32_t s = tte_int8_shift(sizes);
-    if (m.near) {
-        const int32_t shift = m.shift + s, half = m.half + (s ? 1 << (shift - 1) : 0);
-        for (int32_t i = 0; i < count; i++) {
-            int32_t v = tte_nearest8((a[i] * m.a_factor + b[i] * m.b_factor + half) >> shift);
-            y[i] = (int8_t)(v < -127 ? -127 : v);
-        }
-    } else {
-        for (int32_t i = 0; i < count; i++) y[i] = tte_to_int8(tte_merged(&m, a[i], b[i]), s);
-    }
+    const int32_t s = tte_int8_shift(tte_merge_sizes(&m, a, b, count));
+    tte_merge_shifted(&m, a, b, s, count, y);
     return m.k + 8 - s;
 }
 

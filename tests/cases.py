@@ -143,7 +143,7 @@ def mean(shape: tuple[int, ...], axes: tuple[int, ...], keep: bool, factor: floa
 
 def table(opcode: str, factor: float = 1.0, scale: float = 0.05, zero: int | None = None, **options: float) -> Make:
     def make(b: GraphBuilder) -> None:
-        x = b.input((1, 16, 16, 2), scale, b.random_zero_point() if zero is None else zero)
+        x = b.input((1, 16, 17, 2), scale, b.random_zero_point() if zero is None else zero)  # more than one piece
         if opcode == "QUANTIZE":
             b.quantize(x, scale * factor, b.random_zero_point())
         elif opcode in ("LOGISTIC", "TANH"):  # their output scales are fixed

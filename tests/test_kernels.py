@@ -110,10 +110,10 @@ def losses() -> list[Graph]:
 def errors() -> list[Graph]:
     """Sums of errors with unlike scales, and masks of odd sizes, in place and not."""
     graphs = []
-    for ratio, count in itertools.product((1e-6, 0.01, 1.0, 1.37, 900.0), (1, 45)):
+    for ratio, count in itertools.product((1e-6, 0.01, 1.0, 1.37, 900.0), (1, 45, 700)):
         ins = {"error": error(count), "ka": _K, "error.1": error(count, scale=ratio), "kb": _K}
         graphs.append(single(Merge(), ins, {"sum": error(count), "k": _K}))
-    for count in (1, 7, 8, 9, 65):
+    for count in (1, 7, 8, 9, 65, 1100):
         graphs.append(single(ApplyMask(), {"error": error(count), "mask": TensorType((count,), "bit")}, {"y": error(count)}))
         graphs.append(single(SelectChannels((0, count - 1)), {"x": error(1, 3, 2, count)}, {"y": error(1, 3, 2, 2)}))
     return graphs
@@ -205,7 +205,7 @@ def gathered() -> list[Graph]:
 
     def behind(kind: str) -> Case:
         def make(b: GraphBuilder) -> None:
-            x = b.conv_2d(b.input((1, 5, 6, 3)), 7, (1, 1))
+            x = b.conv_2d(b.input((1, 5, 6, 3)), 11, (1, 1))
             if kind == "conv":
                 b.conv_2d(x, 4, (3, 2), (2, 1), activation="RELU6")
             else:
@@ -231,6 +231,7 @@ def backward_graphs() -> list[Graph]:
         Case("odd", conv(5, 7, 5, 3, kernel=(3, 5), stride=(3, 2), activation="RELU6")),
         Case("wise", depthwise(7, 5, 5, 2, kernel=(5, 3), stride=(2, 3), activation="RELU")),
         Case("full", dense(9, 5)),
+        Case("many", depthwise(6, 5, 11, 1, kernel=(3, 3), activation="RELU6")),
     ]
     graphs = [
         backward(case, Numerics(0.02, mode, batch), fraction, buffered)
@@ -361,6 +362,21 @@ def test_every_operator_has_its_template() -> None:
     # Kernels that exist for rows alone are rendered in tests/test_rows.py.
     assert rendered == {name for name in there if not name.endswith("_row")}
     assert _leaves(Op) - {Segment} <= operators  # its code is the model's own: tests/test_rows.py
+
+
+def test_every_kernel_that_is_cut_is_cut_here() -> None:
+    """Templates that take pieces, and kernels that have them, are the same; and some case has more than one."""
+    most: dict[str, int] = {}
+    for make, _ in GROUPS.values():
+        for graph in make():
+            for node in graph.nodes:
+                types = Types(graph.types(node.inputs), graph.types(node.outputs))
+                for kernel in () if node.op.view else (node.op.kernel(types), *node.op.fast_kernels(types)):
+                    count = sum(p.count for p in kernel.phases)
+                    most[kernel.template] = max(most.get(kernel.template, 0), count)
+    folder = resources.path("templates") / "kernels"
+    texts = {str(p.relative_to(folder)).removesuffix(".c.j2"): p.read_text(encoding="utf-8") for p in folder.rglob("*.c.j2")}
+    assert {name for name, text in texts.items() if "{{ argument() }}" in text} == {name for name, n in most.items() if n > 1}
 
 
 def _leaves(kind: type) -> set[type]:

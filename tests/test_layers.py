@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pioproject",),
     ("keeping", "renode"),
     ("device",),
+    ("needs",),
     ("codegen", "compiler"),
     ("latent", "slices"),
     ("steps", "emit"),

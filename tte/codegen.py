@@ -16,11 +16,12 @@ from tte.ir import Node, Role, TensorType
 from tte.latent import frozen_cut
 from tte.ops.base import Kernel
 from tte.ops.loss import Loss
+from tte.ops.phases import PER_PIECE
 from tte.ops.segment import Ring, Segment
 from tte.planner.arena import Plan
 from tte.planner.kernels import rolling_bytes
 from tte.planner.schedule import Buffer
-from tte.slices import Pieces, pieces, row_price, sliced
+from tte.slices import Pieces, call_price, pieces, row_price, sliced
 from tte.steps import expected, row_work
 from tte.training.autodiff import LOSS, TRUTH
 
@@ -109,6 +110,7 @@ class _Library:
             loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
         )
         self.env.globals["switches"] = switches  # kernels of a search keep channels
+        self.env.globals["per_piece"] = PER_PIECE
         self.names = Names()
         self.constants = Constants(name, self.names)
         self.functions: dict[tuple[str, bool, tuple[tuple[str, object], ...]], str] = {}
@@ -193,7 +195,8 @@ class _Library:
             "resumable": self.resumable,
             "lines": steps,
             "most_pieces": max((s.pieces.count for s in steps if s.pieces), default=0),
-            "longest_piece": max((s.pieces.largest for s in steps if s.pieces), default=0),
+            "call_price": call_price(self.target),
+            "longest_piece": call_price(self.target) + max((s.pieces.largest for s in steps if s.pieces), default=0),
             "most_stages": max((len(s.prices) for s in self.segments), default=0),
             **self._latent(steps),
             "functions": [
@@ -280,7 +283,7 @@ class _Library:
                 args.append(f"arena + {base + rolling_bytes(segment)}")
             args += [f"row[{i}]"] * rule.whole
             about = comment(f"{inner.name}: {inner.op.title}")
-            prices.append(row_price(row_work(segment, inner, kernel), self.target))
+            prices.append(row_price(kernel, row_work(segment, inner, kernel), self.target))
             stages.append((about, f"{self._function(kernel)}({', '.join(args)});"))
         if segment.supplied:
             i = len(segment.nodes)

@@ -2,7 +2,8 @@
 
     PYTHONPATH=tests python -m studies.slices MODEL [--update full] [--classes 10] [--rows]
 
-One step, whole (built without and with --resumable) and in slices of several budgets; then the longest pieces, alone.
+One step, whole (built without and with --resumable) and in slices of several budgets, the first of them the longest piece's
+price; then the longest pieces, alone.
 """
 
 from __future__ import annotations
@@ -76,13 +77,13 @@ def main(model: Path, update: str, classes: int, rows: bool) -> None:
         found.append([*(f"{int(n):,}" for n in (budget, calls, longest, total)), over(total)])
     click.echo(f"{model.stem}, {Path(update).stem}: one step takes {int(plain):,} instructions without --resumable.\n")
     click.echo(table(found))
-    most: dict[int, tuple[int, int]] = {}
-    for _, at, count in (line for line in lines if line[0] == "piece"):
-        times, longest_piece = most.get(int(at), (0, 0))
-        most[int(at)] = (times + 1, max(longest_piece, int(count)))
+    most: dict[int, tuple[int, int, int]] = {}
+    for _, at, count, price in (line for line in lines if line[0] == "piece"):
+        times, longest_piece, highest = most.get(int(at), (0, 0, 0))
+        most[int(at)] = (times + 1, max(longest_piece, int(count)), max(highest, int(price)))
     order = sorted(most, key=lambda at: -most[at][1])[:10]
-    pieces = [[f"`{steps[at].split(' ', 1)[1]}`", str(most[at][0]), f"{most[at][1]:,}"] for at in order]
-    click.echo(table([["step", "pieces", "longest piece"], *pieces]))
+    pieces = [[f"`{steps[at].split(' ', 1)[1]}`", str(most[at][0]), f"{most[at][1]:,}", f"{most[at][2]:,}"] for at in order]
+    click.echo(table([["step", "pieces", "longest piece", "its price"], *pieces]))
     click.echo(f"What is under way takes {lines[-1][1]} bytes of variables.")
 
 

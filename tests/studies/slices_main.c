@@ -36,7 +36,7 @@ int main(void)
     const unsigned long whole = since(then);
     printf("whole %lu %lx\n", whole, state_hash());
 #ifdef M_LONGEST_PIECE
-    static const uint32_t budgets[] = {10000, 30000, 100000, 300000, 1000000};
+    static const uint32_t budgets[] = {M_LONGEST_PIECE, 10000, 30000, 100000, 300000, 1000000};
     for (uint32_t i = 0; i < sizeof budgets / sizeof *budgets; i++) {
         unsigned long calls = 0, longest = 0, sum = 0, took;
         int more;
@@ -56,9 +56,11 @@ int main(void)
     m_begin_train(1);
     for (int more = 1; more;) { /* one piece a call */
         const uint32_t at = now.at;
+        const uint32_t priced = price() + CALL;
         then = now_ticks();
         more = m_work(0);
-        printf("piece %lu %lu\n", (unsigned long)at, since(then));
+        const unsigned long took = since(then);
+        printf("piece %lu %lu %lu\n", (unsigned long)at, took, (unsigned long)priced);
     }
     printf("variables %lu\n", (unsigned long)sizeof now);
 #endif

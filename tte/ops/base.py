@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tte.errors import ModelError
 from tte.ir import Node, Shape, TensorType
+from tte.ops.phases import Phases, uncut
 
 Array = NDArray[Any]
 Inferred = tuple[tuple[Shape, str], ...]
@@ -56,6 +57,7 @@ class Kernel:
         control: whether the function needs learning rate, seed and step.
         needs: what the core must have: "" for any, "dsp" for the SIMD instructions of Armv7E-M.
         instructions: predicted instructions of one call; 0 where nothing is predicted.
+        phases: the pieces that it can be called for, one range after the other; none: it is done whole.
     """
 
     template: str
@@ -65,6 +67,7 @@ class Kernel:
     control: bool = False
     needs: str = ""
     instructions: int = 0
+    phases: Phases = ()
 
 
 @dataclass(frozen=True)
@@ -166,14 +169,15 @@ class Op:
         """The same for one row; arguments as of `row_kernel`."""
         if (how := self.rows(t)) is None or how.whole:
             return ()
-        return self.fast_kernels(Types(tuple(map(one_row, t.ins)), tuple(map(one_row, t.outs))))
+        kernels = self.fast_kernels(Types(tuple(map(one_row, t.ins)), tuple(map(one_row, t.outs))))
+        return tuple(replace(k, phases=uncut(k.phases)) for k in kernels)
 
     def rows(self, t: Types) -> Rows | None:
         """How the operator works row by row; None where it needs whole tensors."""
         return None
 
     def row_kernel(self, t: Types, x_ring: int, y_ring: int) -> Kernel:
-        """The kernel that computes one row.
+        """The kernel that computes one row, and is not cut.
 
         Args:
             x_ring, y_ring: rows that the rolling buffers of input and output hold; all of them if nothing rolls.
@@ -183,8 +187,11 @@ class Op:
         if how.whole:
             kernel = self.kernel(t)
             params = {**kernel.params, "rows": True, "x_ring": x_ring, "y_ring": y_ring}
-            return replace(kernel, params=params, instructions=kernel.instructions // t.outs[0].shape[1])
-        return self.kernel(Types(tuple(map(one_row, t.ins)), tuple(map(one_row, t.outs))))
+            rows = t.outs[0].shape[1]
+            phases = uncut(kernel.phases, rows)
+            return replace(kernel, params=params, instructions=kernel.instructions // rows, phases=phases)
+        kernel = self.kernel(Types(tuple(map(one_row, t.ins)), tuple(map(one_row, t.outs))))
+        return replace(kernel, phases=uncut(kernel.phases))
 
     def optional_outputs(self) -> tuple[int, ...]:
         """Indices of outputs that `without` can drop."""

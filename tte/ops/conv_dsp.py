@@ -6,11 +6,14 @@ Candidates differ in the block of pixels that is expanded at once: a larger bloc
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tte.ops import conv_phases
 from tte.ops.base import Array, Kernel
+from tte.ops.phases import mask_zeros, uncut
 
 if TYPE_CHECKING:
     from tte.ops.linear import Geometry
@@ -89,6 +92,7 @@ def kernels(
     kinds = {k: params[k] for k in ("mask", "acc", "rounding")} | {"rows": rings is not None}
     kinds |= {"trained": trained > 0, "window": window, "gather": gather}
     finish = 160 if params["acc"] or params["rounding"] != "double" else 126 if params["mask"] else 58
+    clear = mask_zeros(g.out_h * g.out_w * g.out_c, bool(params["mask"]))
     tile = (4 * g.k_h * (run + 12) + 300 if gather else 200 * g.k_h + 150) if window else 60
     for block in blocks(pixels):
         sizes = {name: int(getattr(g, name)) for name in _SIZES}
@@ -104,6 +108,11 @@ def kernels(
         work = tiles * columns * tile_instructions(count, finish)
         work += times * columns * (5 * count + 110 + 40 * (g.k_h if window else 0))
         work += tiles * (9 * count + (4 * run * g.k_h * 5 if trained else 0) + tile)
+        slow = _slow(g, params, tables) or min(block, pixels) < 4
+        phases = conv_phases.conv(
+            replace(g, out_h=1) if rings else g, block, count, trained,
+            window=window, gather=gather, mask=bool(params["mask"]), slow=slow, clear=clear,
+        )  # fmt: skip
         found.append(
             Kernel(
                 "dsp/conv2d",
@@ -112,9 +121,19 @@ def kernels(
                 workspace,
                 needs="dsp",
                 instructions=work,
+                phases=uncut(phases) if rings else phases,
             )
         )
     return tuple(found)
+
+
+def _slow(g: Geometry, params: Mapping[str, int | str | bool], tables: Sequence[tuple[str, Array]]) -> bool:
+    """Whether sums of some channel leave the loop over tiles before they are requantised."""
+    by_name = dict(tables)
+    fits = bool(((by_name["multiplier"] >= 1 << 30) & (by_name["shift"] < 0)).all())  # tte_scale_fits
+    full = (params["y_min"], params["y_max"]) == (-128, 127)
+    whole = g.out_c % 8 == 0 or not params["mask"]
+    return bool(params["acc"]) or params["rounding"] != "double" or not (fits and full and whole)
 
 
 def _dense(
@@ -135,6 +154,7 @@ def _dense(
         tables = [t for t in tables if t[0] not in ("multiplier", "shift")]
     names, table = shape_table(sizes)
     pixels = g.out_h * g.out_w
+    clear = mask_zeros(pixels * g.out_c, bool(params["mask"]))
     work = pixels * (g.in_c * (7 if trained else 2) + -(-g.out_c // 2) * (g.in_c // 8 * 20 + (35 if uniform else 130)))
     return Kernel(
         "dsp/dense",
@@ -143,6 +163,7 @@ def _dense(
         4 * count + (g.in_c if trained else 0),
         needs="dsp",
         instructions=work,
+        phases=conv_phases.dense(g, trained, uniform, params["rounding"] == "single", clear),
     )
 
 
@@ -195,6 +216,7 @@ def input_grad_kernels(
                 workspace,
                 needs="dsp",
                 instructions=work,
+                phases=conv_phases.input_grad(g, block, count, trained, buffered=buffered, window=window),
             )
         )
     return tuple(found)
@@ -233,6 +255,10 @@ def weight_update_kernels(g: Geometry, portable: Kernel, channels: int) -> tuple
         work += chunks * quads * (times * 120 + pixels * 7)
         work += again * pixels * (channels * (7 if gathers else 2) + 12 * chunks)
         work = taps * (work + g.out_c * channels * 60)
+        random, batched = params["mode"] in ("r4", "sr"), int(params["batch"]) > 1
+        phases = conv_phases.weight_update(
+            g, block, chunk, channels, window=window, gathers=gathers, random=random, batched=batched
+        )
         found.append(
             Kernel(
                 "dsp/conv2d_weight_update",
@@ -242,6 +268,7 @@ def weight_update_kernels(g: Geometry, portable: Kernel, channels: int) -> tuple
                 control=True,
                 needs="dsp",
                 instructions=work,
+                phases=phases,
             )
         )
     return tuple(found)

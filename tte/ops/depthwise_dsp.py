@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tte.ops.base import Array, Kernel
 from tte.ops.conv_dsp import shape_table
+from tte.ops.phases import mask_zeros, once, twice, uncut
 
 if TYPE_CHECKING:
     from tte.ops.linear import Geometry
@@ -150,6 +151,7 @@ def kernels(
         sizes["trained"] = len(trained)
     inside = rows_inside(g.in_h, g.out_h, g.k_h, g.stride_h, g.pad_h)
     out_h, groups = (1 if rings else g.out_h), -(-g.in_c // 4)
+    clear = mask_zeros(g.out_h * g.out_w * g.in_c, mask)
     found = []
     for held, lines in _blocks(g, rings is not None, mask):
         rolls = not rings and held < g.in_h
@@ -174,6 +176,8 @@ def kernels(
                 elif not full:
                     per_row += 4 * (40 + width * 14)
                 work += groups * (per_group + out_h * per_row + 80) + 60 + 8 * 4 * held
+            slowly = groups * out_h * g.out_w * 4 * 25 if mask and (g.in_c % 4 or not full or not short.all()) else 0
+            phases = once(groups, (work + slowly) / groups + _PER_GROUP, clear)
             found.append(
                 Kernel(
                     "dsp/depthwise_conv2d",
@@ -182,6 +186,7 @@ def kernels(
                     workspace,
                     needs="dsp",
                     instructions=round(work),
+                    phases=uncut(phases) if rings else phases,
                 )
             )
     return tuple(found)
@@ -195,6 +200,8 @@ def _blocks(g: Geometry, by_rows: bool, mask: bool) -> list[tuple[int, int]]:
     return whole if g.in_h <= g.k_h else [(g.k_h, 1), *whole]
 
 
+#: Of pieces (see `tte.ops.phases.Phase`): what groups of four channels take more than is predicted; of dX, its part.
+_PER_GROUP, _UNDERRATED = 350, 1.05
 #: Taps of the loop (stride 1) that sums dX, by the layer's taps and stride.
 _GRAD_LOOPS = {(3, 1): 3, (5, 1): 5, (7, 1): 7, (3, 2): 3, (5, 2): 3, (7, 2): 5}
 
@@ -239,6 +246,8 @@ def input_grad_kernels(
                 work += g.in_h * stride * (4 * loop.instructions(width, inside, True) + 13 * loop.rounded(width))
                 finish += calls * 40 + (0 if joined else 35 * g.in_h * stride)
             total = groups * (work + finish if buffered else 2 * work + finish)
+            first, last = (_PER_GROUP + _UNDERRATED * part for part in (work, finish))
+            phases = twice(groups, first, last if buffered else first + _UNDERRATED * finish)
             found.append(
                 Kernel(
                     "dsp/depthwise_input_grad",
@@ -247,9 +256,22 @@ def input_grad_kernels(
                     workspace,
                     needs="dsp",
                     instructions=round(total),
+                    phases=phases,
                 )
             )
     return tuple(found)
+
+
+def _groups(channels: Sequence[int], size: int, gathered: bool) -> list[int]:
+    """How many of the ascending `channels` of `size` go together: those that share four of e, and of x if it is gathered."""
+    found: list[int] = []
+    first = 0
+    while first < len(channels):
+        end = min(channels[first] // 4 * 4, size - 4) + 4
+        last = min(first // 4 * 4, len(channels) - 4) + 4 if gathered else len(channels)
+        found.append(sum(c < end for c in channels[first:last]))
+        first += found[-1]
+    return found
 
 
 def weight_update_kernels(g: Geometry, portable: Kernel, trained: Sequence[int]) -> tuple[Kernel, ...]:
@@ -271,6 +293,7 @@ def weight_update_kernels(g: Geometry, portable: Kernel, trained: Sequence[int])
     taps, stride, columns = loop.taps, loop.stride, -(-g.out_w // 4)
     cells = taps * (taps - 1) // 2 * 3
     groups = len({c // 4 for c in trained}) if trained else -(-g.in_c // 4)
+    together = _groups(trained or range(channels), g.out_c, bool(params["gathered"]))
     inside = rows_inside(g.in_h, g.out_h, taps, stride, g.pad_h)
     found = []
     for band in dict.fromkeys((1, *(b for b in (4, 16) if b < g.out_h), g.out_h)):
@@ -286,6 +309,7 @@ def weight_update_kernels(g: Geometry, portable: Kernel, trained: Sequence[int])
         per_group = _expand(g.in_w, lines) + _expand(g.out_w, g.out_h) + 16 * cells + bands * (taps * 40 + 60) + 150
         triple = bands * 45 + g.out_h * inside / taps * (5 + columns * (13 if stride == 1 else 18))
         per_channel = cells / 3 * triple + taps * taps * 60 + 60
+        largest = _PER_GROUP + per_group + max(together) * per_channel
         found.append(
             Kernel(
                 "dsp/depthwise_weight_update",
@@ -295,6 +319,7 @@ def weight_update_kernels(g: Geometry, portable: Kernel, trained: Sequence[int])
                 control=True,
                 needs="dsp",
                 instructions=round(groups * per_group + channels * per_channel),
+                phases=once(len(together), largest),
             )
         )
     return tuple(found)

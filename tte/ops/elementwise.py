@@ -29,6 +29,7 @@ from tte.ops.base import (
     same_rows,
 )
 from tte.ops.broadcast import broadcast_shape, loops
+from tte.ops.phases import chunk, loop_chunks, mask_zeros, once
 
 #: Bits by which ADD and SUB raise their inputs before rescaling them to a common scale.
 LEFT_SHIFT = 20
@@ -82,7 +83,10 @@ class Elementwise(Op):
     def kernel(self, t: Types) -> Kernel:
         shape = t.outs[0].shape
         low, high = activation_range(self.activation, t.outs[0])
-        params = loops(shape, [i.shape for i in t.ins]).params(("a", "b")) | {
+        walk = loops(shape, [i.shape for i in t.ins])
+        pieces, width = loop_chunks(walk.dims), chunk(walk.dims[3])
+        clear = mask_zeros(t.outs[0].elements, self.mask)
+        params = walk.params(("a", "b")) | {
             "operator": self.title,
             "a_zero": t.ins[0].zero_point,
             "b_zero": t.ins[1].zero_point,
@@ -97,8 +101,18 @@ class Elementwise(Op):
             params = {k: v for k, v in params.items() if k not in own} | {
                 "a_k": form.ka, "b_k": form.kb, "c": form.c, "shift": form.shift
             }  # fmt: skip
-            return Kernel("affine", params, instructions=20 + (16 if self.mask else 9) * t.outs[0].elements)
-        return Kernel("elementwise", params | self.multipliers(t))
+            work = 20 + (16 if self.mask else 9) * t.outs[0].elements
+            plain = walk.dims[:3] == (1, 1, 1) and all(steps[3] == 1 for steps in walk.strides)
+            each = 9.5 + 8 * self.mask + 5 * (low > -128 or high < 127) + 4 * (not plain)
+            phases = once(pieces, 80 + each * width, 0.0 if plain else clear)
+            return Kernel("affine", params, instructions=work, phases=phases)
+        phases = once(pieces, 50 + self.per_element(self.mask) * width, clear)
+        return Kernel("elementwise", params | self.multipliers(t), phases=phases)
+
+    @staticmethod
+    def per_element(mask: bool) -> int:
+        """Instructions of an element where there is no affine form (see `tte.ops.phases.Phase`)."""
+        return 60 if mask else 45
 
     def affine(self, t: Types) -> Affine | None:
         """The operator as one multiply-add, where that is exact."""
@@ -176,6 +190,10 @@ class Mul(Elementwise):
     """MUL: `y = a * b`."""
 
     title = "MUL"
+
+    @staticmethod
+    def per_element(mask: bool) -> int:
+        return 41 if mask else 29
 
     def real_multiplier(self, t: Types) -> float:
         # TFLite forms this in float32 before it widens it.

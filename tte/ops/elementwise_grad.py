@@ -11,6 +11,7 @@ from tte.fixed import INT32_MAX, as_i64, to_int8
 from tte.ir import Shape, TensorType
 from tte.ops.base import Array, Control, Inferred, Kernel, Op, Types, require
 from tte.ops.broadcast import broadcast_shape, loops, reduced_axes
+from tte.ops.phases import Phase, chunk, chunks, loop_chunks, once, twice, zeros
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Negate(Op):
         return ((-as_i64(xs[0])).astype(np.int8).reshape(self.shape),)
 
     def kernel(self, t: Types) -> Kernel:
-        return Kernel("negate", {"elements": t.outs[0].elements})
+        n = t.outs[0].elements
+        return Kernel("negate", {"elements": n}, phases=once(chunks(n), 10 + 5 * chunk(n)))
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,17 @@ class BroadcastGrad(Op):
         names, shapes = ["x"], [self.shape]
         if self.product:
             names, shapes = ["x", "o"], [self.shape, t.ins[2].shape]
-        params = loops(t.ins[0].shape, shapes).params(names) | {
+        walk, results, sums = loops(t.ins[0].shape, shapes), t.outs[0].elements, self._sums(t)
+        params = walk.params(names) | {
             "product": self.product,
             "sign": self.sign,
             "o_zero": t.ins[2].zero_point if self.product else 0,
-            "sums": self._sums(t),
-            "x_elements": t.outs[0].elements,
+            "sums": sums,
+            "x_elements": results,
         }
-        return Kernel("broadcast_grad", params, workspace=4 * t.outs[0].elements if self._sums(t) else 0)
+        pieces = loop_chunks(walk.dims)
+        width = chunk(walk.dims[3])
+        phases = twice(pieces, 30 + 18 * width, 40 + 19 * width)
+        if sums:
+            phases = Phase(pieces, 50 + 8 * width, pieces, zeros(4 * results)), Phase(1, 30 + 22.5 * results)
+        return Kernel("broadcast_grad", params, workspace=4 * results if sums else 0, phases=phases)

@@ -13,6 +13,7 @@ import numpy as np
 from tte.fixed import I64, as_i64, quantize_multiplier16, round_shift, to_int8
 from tte.ir import TensorType
 from tte.ops.base import Array, Control, Inferred, Kernel, Op, Types, require
+from tte.ops.phases import chunk, chunks, once, twice
 
 #: Exponents further apart than this contribute nothing to a sum of 16-bit values.
 _MERGE_REACH = 20
@@ -34,12 +35,15 @@ class ApplyMask(Op):
 
     def kernel(self, t: Types) -> Kernel:
         n = t.ins[0].elements
-        return Kernel("apply_mask", {"elements": n}, instructions=20 + 11 * n // 4)
+        phases = once(chunks(n), 40 + 2.75 * chunk(n))
+        return Kernel("apply_mask", {"elements": n}, instructions=20 + 11 * n // 4, phases=phases)
 
     def fast_kernels(self, t: Types) -> tuple[Kernel, ...]:
         n = t.ins[0].elements
         shape = ("shape", np.array([n], np.int32))
-        return (Kernel("dsp/apply_mask", {}, (shape,), needs="dsp", instructions=20 + 11 * n // 8 + 11 * (n % 32)),)
+        work = 20 + 11 * n // 8 + 11 * (n % 32)
+        phases = once(chunks(n), 30 + 1.4 * chunk(n) + 12 * (n % 32))
+        return (Kernel("dsp/apply_mask", {}, (shape,), needs="dsp", instructions=work, phases=phases),)
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,9 @@ class Merge(Op):
     def kernel(self, t: Types) -> Kernel:
         m, exponent = self.ratio(t)
         n = t.ins[0].elements
-        return Kernel("merge", {"elements": n, "ratio_m": m, "ratio_t": exponent}, instructions=150 + 25 * n)
+        phases = twice(chunks(n), 60 + 13.5 * chunk(n), 80 + 20 * chunk(n))
+        params: dict[str, int | str | bool] = {"elements": n, "ratio_m": m, "ratio_t": exponent}
+        return Kernel("merge", params, instructions=150 + 25 * n, phases=phases)
 
 
 def _align(v: I64, distance: int) -> I64:

@@ -29,6 +29,7 @@ from tte.ops.base import (
     activation_range,
     require,
 )
+from tte.ops.phases import mask_zeros, once
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,16 @@ class Linear(Op):
         tables = [("multiplier", mantissas), ("shift", shifts)]
         if self.trained:
             tables.append(("channel", channel_table(self.trained, last)))
-        return Kernel("depthwise_conv2d" if geometry.depthwise else "conv2d", params, tuple(tables))
+        g, taps, pixels = geometry, geometry.k_h * geometry.k_w, geometry.out_h * geometry.out_w
+        clear = mask_zeros(t.outs[0].elements, self.mask)
+        if g.depthwise:
+            phases = once(pixels, 40 + g.out_c * (75 + 11 * taps), clear)
+            return Kernel("depthwise_conv2d", params, tuple(tables), phases=phases)
+        channel = 60 + 10 * taps + 5.5 * g.terms
+        phases = once(pixels, 60 + g.out_c * channel, clear)
+        if pixels == 1:
+            phases = once(g.out_c, channel + 30 * taps + g.terms, clear)
+        return Kernel("conv2d", params, tuple(tables), phases=phases)
 
     def fast_kernels(self, t: Types) -> tuple[Kernel, ...]:
         return self._fast(t, None)

@@ -26,6 +26,7 @@ from tte.ir import Shape, TensorType
 from tte.ops import conv_dsp, depthwise_dsp
 from tte.ops.base import Array, Control, Inferred, Kernel, Op, Types, require
 from tte.ops.linear import Geometry, channel_table, join_channels, weight_scales
+from tte.ops.phases import PER_PIECE, Phases, once, parts, twice
 
 #: Residual modes: bits of residual a weight.
 MODES = {"sr": 0, "r4": 4, "r8": 8, "nearest": 0}
@@ -106,7 +107,18 @@ class InputGrad(Op):
             tables.append(("channel", channel_table(self.trained, g.weight_shape[-1])))
         workspace = 4 * (self.x_elements if self.buffered else g.in_c)
         template = "depthwise_input_grad" if g.depthwise else "conv2d_input_grad"
-        return Kernel(template, params, tuple(tables), workspace)
+        return Kernel(template, params, tuple(tables), workspace, phases=self.phases())
+
+    def phases(self) -> Phases:
+        """The portable kernels' pieces: of each pass, every pixel."""
+        g = self.geometry
+        taps = g.k_h * g.k_w
+        met = math.ceil(g.k_h / g.stride_h) * math.ceil(g.k_w / g.stride_w)  # taps that meet an error, at most
+        if g.depthwise:
+            cost = 30 + 17 * g.in_c + 11 * taps + met * g.out_c * (18 if self.trained else 14.5)
+        else:
+            cost = 120 + 20 * g.in_c + 12 * taps + met * g.out_c * (10 + (7.5 if self.trained else 6.7) * g.in_c)
+        return twice(g.in_h * g.in_w, cost, 75 + 16 * g.in_c if self.buffered else cost + 10 + 8 * g.in_c)
 
     def fast_kernels(self, t: Types) -> tuple[Kernel, ...]:
         g = self.geometry
@@ -256,8 +268,18 @@ class WeightUpdate(Update):
         # The 2-d kernel needs the list for the random numbers alone where x holds nothing else.
         if self.trained and (g.depthwise or not self.gathered or self.mode in ("r4", "sr")):
             tables.append(("channel", channel_table(self.trained, g.weight_shape[-1])))
-        template = "depthwise_weight_update" if g.depthwise else "conv2d_weight_update"
-        return Kernel(template, params, tuple(tables), 4 * self.channels, control=True)
+        taps, pixels = g.k_h * g.k_w, g.out_h * g.out_w
+        if g.depthwise:
+            width = min(self.channels, PER_PIECE["channels"])
+            phases = once(taps * parts(self.channels, width), 30 + 110 * width + pixels * (4 + 13 * width))
+            return Kernel("depthwise_weight_update", params, tuple(tables), 4 * self.channels, control=True, phases=phases)
+        phases = once(g.out_c * taps, 60 + self.per_weight * self.channels + pixels * (8 + 6.5 * self.channels))
+        return Kernel("conv2d_weight_update", params, tuple(tables), 4 * self.channels, control=True, phases=phases)
+
+    @property
+    def per_weight(self) -> int:
+        """Instructions that apply a step to a weight (see `tte.ops.phases.Phase`)."""
+        return (60 if self.mode == "nearest" else 85) + (20 if self.batch > 1 else 0)
 
     def fast_kernels(self, t: Types) -> tuple[Kernel, ...]:
         if self.geometry.depthwise:
@@ -335,7 +357,8 @@ class BiasUpdate(Update):
             "step_type": f"{exponent.dtype}_t",
         }
         instructions = 50 + self.channels * (100 + pixels * 9 // 4)
-        return Kernel("bias_update", params, (("step_m", m), ("step_t", exponent)), control=True, instructions=instructions)
+        tables, phases = (("step_m", m), ("step_t", exponent)), self.phases(pixels)
+        return Kernel("bias_update", params, tables, control=True, instructions=instructions, phases=phases)
 
     def fast_kernels(self, t: Types) -> tuple[Kernel, ...]:
         m, exponent = self.step_table(self.factors(t))
@@ -344,5 +367,14 @@ class BiasUpdate(Update):
         tables = (("step_m", m), ("step_t", exponent), ("shape", shape))
         instructions = 50 + channels * 78 + pixels * (channels // 8 * 9 + channels % 8 * 6)
         params: dict[str, int | str | bool] = {"mode": self.mode, "batch": self.batch, "step_type": f"{exponent.dtype}_t"}
-        return (Kernel("dsp/bias_update", params, tables, control=True, needs="dsp", instructions=instructions),)
+        size = PER_PIECE["fast_biases"]
+        rest = channels % size
+        full = 30 + 85 * size + 10.2 * pixels if channels >= size else 0.0
+        phases = once(parts(channels, size), max(full, 90 + rest * (65 + 6.4 * pixels)))
+        return (Kernel("dsp/bias_update", params, tables, 0, True, "dsp", instructions, phases),)
 
+    def phases(self, pixels: int) -> Phases:
+        """The portable kernel's pieces."""
+        size = PER_PIECE["biases"]
+        cost = 30 + min(size, self.channels) * (80 + (3.3 if self.channels % 4 == 0 else 5) * pixels)
+        return once(parts(self.channels, size), cost)

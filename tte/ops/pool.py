@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from tte.ir import Node, Shape, TensorType
 from tte.ops.base import Array, Control, Cotangent, Inferred, Kernel, Op, Rows, Tape, Types, require
 from tte.ops.broadcast import loops
 from tte.ops.linear import Geometry, Window
+from tte.ops.phases import Phase, chunk, loop_chunks, once, zeros
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Pool(Op):
 
     size: tuple[int, int] = (1, 1)
     window: Window = Window()
+    #: Instructions of a tap of a window (see `tte.ops.phases.Phase`).
+    per_tap: ClassVar[float] = 7.5
 
     def geometry(self, x: TensorType) -> Geometry:
         """The window as a depthwise geometry.
@@ -58,7 +62,8 @@ class Pool(Op):
         g = self.geometry(t.ins[0])
         instructions = t.outs[0].elements * (12 + 7 * g.k_h * g.k_w)  # measured: 5 to 10 a tap
         params = window_params(g) | {"rows": False}
-        return Kernel(self.title.lower().removesuffix("_2d"), params, instructions=instructions)
+        phases = once(g.out_h * g.out_w, 85 + g.in_c * (16 + self.per_tap * g.k_h * g.k_w))
+        return Kernel(self.title.lower().removesuffix("_2d"), params, instructions=instructions, phases=phases)
 
     def rows(self, t: Types) -> Rows | None:
         g = self.geometry(t.ins[0])
@@ -130,6 +135,7 @@ class MaxPool2D(Pool):
     """MAX_POOL_2D: the largest valid tap."""
 
     title = "MAX_POOL_2D"
+    per_tap = 9.5
 
     def reference(self, t: Types, xs: Sequence[Array], control: Control) -> tuple[Array, ...]:
         g = self.geometry(t.ins[0])
@@ -211,19 +217,22 @@ class Mean(Op):
         return replace(self, mask=False)
 
     def kernel(self, t: Types) -> Kernel:
-        x = t.ins[0].shape
+        x, outputs = t.ins[0].shape, t.outs[0].elements
         m, s = self.multiplier(t)
-        params = loops(x, [self.kept(x)]).params(("y",)) | {
-            "y_elements": t.outs[0].elements,
+        walk = loops(x, [self.kept(x)])
+        params = walk.params(("y",)) | {
+            "y_elements": outputs,
             "offset": -self.terms(x) * t.ins[0].zero_point,
             "y_m": m,
             "y_s": s,
             "y_zero": t.outs[0].zero_point,
             "mask": self.mask,
-            "mask_bytes": (t.outs[0].elements + 7) // 8,
+            "mask_bytes": (outputs + 7) // 8,
         }
-        instructions = 7 * t.ins[0].elements + 30 * t.outs[0].elements
-        return Kernel("mean", params, workspace=4 * t.outs[0].elements, instructions=instructions)
+        add, finish = 7 * t.ins[0].elements, 30 * outputs
+        pieces = loop_chunks(walk.dims)
+        phases = Phase(pieces, 60 + 7 * chunk(walk.dims[3]), pieces, zeros(4 * outputs)), Phase(1, 20 + 36 * outputs)
+        return Kernel("mean", params, workspace=4 * outputs, instructions=add + finish, phases=phases)
 
     def gradient(self, tape: Tape, node: Node, g: Cotangent) -> None:
         from tte.ops.pool_grad import MeanGrad

@@ -13,6 +13,7 @@ from tte.ir import Shape, TensorType
 from tte.ops.base import Array, Control, Inferred, Kernel, Op, Types, require
 from tte.ops.broadcast import loops
 from tte.ops.linear import Geometry
+from tte.ops.phases import chunk, loop_chunks, once, twice, zeros
 from tte.ops.pool import overlap, valid_taps, window_params
 
 
@@ -80,7 +81,11 @@ class AveragePoolGrad(PoolGrad):
         terms = overlap(self.geometry)
         instructions = t.outs[0].elements * (20 + (40 if f else 8) * terms)
         tables = (("prescale", table.astype(np.int16)),) if f else ()
-        return Kernel("average_pool_grad", params, tables, instructions=instructions)
+        g = self.geometry
+        windows = min(math.ceil(g.k_h / g.stride_h), g.out_h) * min(math.ceil(g.k_w / g.stride_w), g.out_w)
+        largest = 100 + g.in_c * (18 + (24 if f else 8) * windows)
+        phases = twice(g.in_h * g.in_w, largest, largest + 10 + 4 * g.in_c)
+        return Kernel("average_pool_grad", params, tables, instructions=instructions, phases=phases)
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,12 @@ class MaxPoolGrad(PoolGrad):
         g = self.geometry
         # With overlap the sums of one channel at a time are held, and made twice: for the maximum, for the result.
         workspace = 4 * g.in_h * g.in_w if self.sums else 0
-        return Kernel("max_pool_grad", window_params(g) | {"sums": self.sums}, workspace=workspace)
+        outputs, taps, inputs = g.out_h * g.out_w, g.k_h * g.k_w, g.in_h * g.in_w
+        if self.sums:
+            phases = once(2 * g.in_c, 300 + outputs * (20 + 13 * taps) + 13 * inputs)
+        else:
+            phases = once(g.in_c, 60 + outputs * (45 + 15 * taps), zeros(inputs * g.in_c))
+        return Kernel("max_pool_grad", window_params(g) | {"sums": self.sums}, workspace=workspace, phases=phases)
 
 
 @dataclass(frozen=True)
@@ -146,4 +156,5 @@ class MeanGrad(Op):
         return e, np.asarray(int(xs[1]), np.int32)
 
     def kernel(self, t: Types) -> Kernel:
-        return Kernel("mean_grad", loops(self.shape, [self.kept]).params(("e",)))
+        walk = loops(self.shape, [self.kept])
+        return Kernel("mean_grad", walk.params(("e",)), phases=once(loop_chunks(walk.dims), 30 + 5 * chunk(walk.dims[3])))

@@ -16,6 +16,7 @@ from tte.fixed import I64, as_i64, random16, random32, random_key
 from tte.ir import TensorType
 from tte.ops.base import Array, Control, Inferred, Kernel, Op, Types, require
 from tte.ops.linear_grad import MODES, WeightUpdate
+from tte.ops.phases import Phase
 
 #: The streams 4 * op + {1, 2, 3} are those of weights, biases and errors.
 _REDRAW_STREAM = 0
@@ -154,4 +155,7 @@ class Redraw(Op):
         work = 30 + (19 * size + (75 if self.mode == "r4" else 55) * rows * count * residual) // self.every
         # The new table; and a row of residuals.
         workspace = count * (3 if residual else 2)
-        return Kernel("redraw", {"mode": self.mode}, (("shape", shape),), workspace, control=True, instructions=work)
+        # A step in which it is due: first the draw, then rows of residuals.
+        phases = (Phase(rows, 30 + {"r4": 80, "r8": 60}.get(self.mode, 0) * count, rows, 250 + 20 * size + 2 * count),)
+        tables = (("shape", shape),)
+        return Kernel("redraw", {"mode": self.mode}, tables, workspace, control=True, instructions=work, phases=phases)

@@ -9,6 +9,7 @@ import numpy as np
 
 from tte.ir import TensorType
 from tte.ops.base import Array, Control, Inferred, Kernel, Op, Rows, Types, require
+from tte.ops.phases import once
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class SelectChannels(Op):
 
     def kernel(self, t: Types) -> Kernel:
         in_c, channels = t.ins[0].shape[-1], t.outs[0].shape[-1]
-        params: dict[str, int | str | bool] = {"pixels": t.ins[0].elements // in_c, "in_c": in_c, "channels": channels}
-        tables = (("channel", np.array(self.channels, np.uint16)),) if self.channels else ()
         pixels = t.ins[0].elements // in_c
-        return Kernel("select_channels", params, tables, instructions=20 + pixels * (5 + 6 * channels))
+        params: dict[str, int | str | bool] = {"pixels": pixels, "in_c": in_c, "channels": channels}
+        tables = (("channel", np.array(self.channels, np.uint16)),) if self.channels else ()
+        work = 20 + pixels * (5 + 6 * channels)
+        return Kernel("select_channels", params, tables, instructions=work, phases=once(pixels, 10 + 6 * channels))

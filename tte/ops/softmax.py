@@ -15,6 +15,7 @@ import numpy as np
 from tte.fixed import I64, INT32_MAX, INT32_MIN, as_i64, quantize_multiplier, rounding_divide_by_pot, srdhm
 from tte.ir import TensorType
 from tte.ops.base import Array, Control, Inferred, Kernel, Op, Types, require
+from tte.ops.phases import once
 
 _INTEGER_BITS = 5
 _SUM_BITS = 12
@@ -105,5 +106,6 @@ class Softmax(Op):
     def kernel(self, t: Types) -> Kernel:
         m, s, lowest = self.scaling(t.ins[0])
         classes = t.ins[0].shape[-1]
-        params = {"rows": t.ins[0].elements // classes, "classes": classes, "x_m": m, "x_s": s, "lowest": lowest}
-        return Kernel("softmax", params)
+        rows = t.ins[0].elements // classes
+        params = {"rows": rows, "classes": classes, "x_m": m, "x_s": s, "lowest": lowest}
+        return Kernel("softmax", params, phases=once(1, rows * (300 + 310 * classes)))

@@ -28,6 +28,7 @@ from tte.ops.base import (
     require,
     same_rows,
 )
+from tte.ops.phases import chunk, chunks, once, twice
 
 F64 = NDArray[np.float64]
 #: Bits of the fraction in a derivative table; 127 * 2**14 fits int32 with room.
@@ -115,7 +116,8 @@ class Table(Op):
         return same_rows(t)
 
     def kernel(self, t: Types) -> Kernel:
-        return Kernel("table", {"elements": t.ins[0].elements}, (("table", self.values(t)),))
+        n = t.ins[0].elements
+        return Kernel("table", {"elements": n}, (("table", self.values(t)),), phases=once(chunks(n), 10 + 6.5 * chunk(n)))
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,8 @@ class TableMask(Op):
 
     def kernel(self, t: Types) -> Kernel:
         packed = np.packbits(np.array(self.passes, np.uint8), bitorder="little")
-        return Kernel("table_mask", {"elements": t.ins[0].elements}, (("passes", packed),))
+        n = t.ins[0].elements
+        return Kernel("table_mask", {"elements": n}, (("passes", packed),), phases=once(chunks(n), 10 + 13 * chunk(n)))
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,10 @@ class TableGrad(Op):
         return e.astype(np.int8), np.asarray(int(xs[2]) + DERIVATIVE_BITS - s, np.int32)
 
     def kernel(self, t: Types) -> Kernel:
-        params = {"elements": t.ins[0].elements, "f": DERIVATIVE_BITS}
-        return Kernel("table_grad", params, (("slope", np.array(self.slopes, np.int16)),))
+        n = t.ins[0].elements
+        tables = (("slope", np.array(self.slopes, np.int16)),)
+        phases = twice(chunks(n), 20 + 18 * chunk(n), 40 + 22 * chunk(n))
+        return Kernel("table_grad", {"elements": n, "f": DERIVATIVE_BITS}, tables, phases=phases)
 
 
 # ---- values: the reference kernels' formulas. Sources: activations.cc, hard_swish.h, leaky_relu.h, requantize.h.
