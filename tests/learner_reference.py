@@ -47,7 +47,7 @@ class ReferenceLearner:
     replayed: int = 0
     saves: int = 0
     held_out: list[tuple[Array, Array]] = field(default_factory=list)
-    past: list[tuple[Array, Array]] = field(default_factory=list)
+    past: dict[int, tuple[Array, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         program = self.compiled.plan.program
@@ -88,7 +88,7 @@ class ReferenceLearner:
         if self._remembers:
             self.memory.take(label, place)
             if place >= 0:
-                self.past[place : place + 1] = [(x, truth)]
+                self.past[place] = x, truth
         for index in range(self.settings.replays):
             again = self.memory.pick(index, seed)
             if again >= 0:
@@ -118,7 +118,7 @@ class ReferenceLearner:
         """A fresh sample whose rows ceased to come: its place may hold parts of it."""
         if self._remembers:
             place = self.memory.choose(label, self.executor.control.seed)
-            if 0 <= place < len(self.past):
+            if place in self.past:
                 self.memory.drop(place, self.past)
 
     def state(self) -> bytes:
@@ -128,7 +128,7 @@ class ReferenceLearner:
     def digest(self, latents: list[bytes]) -> int:
         """The CRC-32 that the device gives of what it holds, whose bytes are `latents` in the order of places."""
         crc = 0
-        for label, latent in zip(self.memory.labels, latents, strict=True):
+        for (_, label), latent in zip(sorted(self.memory.labels.items()), latents, strict=True):
             crc = zlib.crc32(latent, zlib.crc32(label.to_bytes(2, "little"), crc))
         return crc
 

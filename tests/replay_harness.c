@@ -9,15 +9,19 @@
 #include "flash_model.h"
 #include "flash.h"
 #include "replay.h"
+#include "replay_storage.h"
 
-enum { MOST_PLACES = TTE_REPLAY_BYTES / REPLAY_SAMPLE_BYTES };
+enum { MOST_PLACES = TTE_REPLAY_BYTES / REPLAY_SAMPLE_BYTES, MOST_IDS = 1 << 16 };
 
 static flash_area area;
 static uint8_t *medium;
 static uint32_t medium_bytes;
 static uint64_t random_state;
-static uint32_t seed_now, offered; /* ids of samples: 1 to `offered` */
-static uint32_t held[MOST_PLACES], holds; /* ids by place, as they should be */
+static uint32_t seed_now, offered, trusted; /* ids of samples: 1 to `offered`; above `trusted` they are doubted */
+static uint8_t held[MOST_IDS];              /* by id: whether it should be held */
+static uint8_t before[MOST_IDS];            /* the same before the last change */
+static uint8_t found[MOST_IDS];             /* by id: whether it is */
+static int is_ring;
 
 #define REQUIRE(what) ((what) ? (void)0 : wrong(#what, __LINE__))
 
@@ -59,13 +63,12 @@ void medium_write(uint32_t at, const void *from, uint32_t count)
     memcpy(medium + at, from, count);
 }
 
-/* A run of small sectors, the first of them for past samples, before one that is for trained state. */
-static void new_life(void)
+/* A run of sectors, 1 KiB << below(sizes) each, the first of them for past samples, before one that is for trained state. */
+static void new_area(uint32_t sizes)
 {
-    static const uint32_t units[] = {1, 4, 8, 256};
-    const uint32_t bytes = 1024u << below(3), count = 2 + below(9);
+    const uint32_t bytes = 1024u << below(sizes), count = 2 + below(10);
     area = (flash_area){
-        .base = 0, .first = below(3), .unit = units[below(4)], .writes = 1 + below(2), .endurance = 0, .past = count,
+        .base = 0, .first = below(3), .unit = 1u << below(9), .writes = 1 + below(2), .endurance = 0, .past = count,
         .runs = {{count + below(3), bytes}, {1 + below(3), 4096}},
     };
     free(medium);
@@ -75,9 +78,20 @@ static void new_life(void)
     memset(medium, 0xA7, medium_bytes);
     flash_model_power(below(1u << 30), 0);
     replay_open();
-    offered = holds = 0;
+}
+
+/* One that holds samples. */
+static void new_life(void)
+{
+    do {
+        new_area(3);
+    } while (replay_places() == 0);
+    memset(held, 0, sizeof held);
+    memset(before, 0, sizeof before);
+    offered = trusted = 0;
     seed_now = below(1u << 30);
-    replay_set_ring(below(4) == 0);
+    is_ring = below(4) == 0;
+    replay_set_ring(is_ring);
 }
 
 static uint32_t label_of(uint32_t id)
@@ -93,85 +107,144 @@ static void fill(uint8_t *room, uint32_t id)
     }
 }
 
-/* Offers the next sample; gives where it went. */
-static int32_t offer(void)
-{
-    const uint32_t label = label_of(++offered), before = replay_samples();
-    const int32_t place = replay_choose((int32_t)label);
-    uint8_t *room = replay_room(place);
-    REQUIRE((place < 0) == !room);
-    if (room) {
-        fill(room, offered);
-    }
-    replay_take((int32_t)label, place);
-    if (place >= 0 && replay_samples() >= before) {
-        held[place] = offered;
-        holds += (uint32_t)place == holds;
-    }
-    return place;
-}
-
+/* 0: it is damaged. */
 static uint32_t id_at(uint32_t place)
 {
     int32_t label;
     uint32_t id;
     uint8_t expected[REPLAY_SAMPLE_BYTES];
     const uint8_t *sample = replay_at((int32_t)place, &label);
-    REQUIRE(sample);
+    if (!sample) {
+        return 0;
+    }
     memcpy(&id, sample, sizeof id);
     fill(expected, id);
     REQUIRE(memcmp(sample, expected, sizeof expected) == 0 && id >= 1 && id <= offered && label == (int32_t)label_of(id));
     return id;
 }
 
-/* Every sample that is held is one that was offered, once; gives how many of those in `held` are there. */
-static uint32_t look(void)
+/* Offers the next sample; gives where it went. A ring is full before it replaces, and then replaces its oldest. */
+static int32_t offer(void)
 {
-    uint32_t found = 0, by_class[REPLAY_CLASSES] = {0};
-    static uint8_t is_there[1 << 16];
-    memset(is_there, 0, sizeof is_there);
-    REQUIRE(offered < sizeof is_there && replay_samples() <= replay_places());
-    for (uint32_t place = 0; place < replay_samples(); ++place) {
-        const uint32_t id = id_at(place);
-        REQUIRE(!is_there[id]);
-        is_there[id] = 1;
-        ++by_class[label_of(id)];
+    const uint32_t label = label_of(offered + 1);
+    REQUIRE(offered + 1 < MOST_IDS);
+    const int32_t place = replay_choose((int32_t)label);
+    const uint32_t replaced = place >= 0 && replay_holds((uint32_t)place) ? id_at((uint32_t)place) : 0;
+    if (replaced && is_ring) {
+        const uint8_t *oldest = memchr(held, 1, offered + 1);
+        REQUIRE(replay_samples() == replay_places() && oldest && replaced == (uint32_t)(oldest - held));
     }
+    ++offered;
+    uint8_t *room = replay_room(place);
+    REQUIRE((place < 0) == !room);
+    if (room) {
+        fill(room, offered);
+        held[replaced] = 0;
+        held[offered] = 1;
+    }
+    replay_take((int32_t)label, place);
+    return place;
+}
+
+/* As when power comes. */
+static void start(void)
+{
+    replay_open();
+    replay_set_ring(is_ring);
+    trusted = offered;
+}
+
+static uint32_t forget(void)
+{
+    const uint32_t samples = replay_samples();
+    memset(held + trusted + 1, 0, offered - trusted);
+    replay_forget();
+    return samples - replay_samples();
+}
+
+static void clear(void)
+{
+    memset(held, 0, sizeof held);
+    replay_clear();
+    trusted = offered;
+}
+
+enum { TRUSTS = 18, FORGETS = 8, CLEARS = 2, CHOICES = 1600 };
+
+/* What happens next in a life, by a number below CHOICES; `before` is what should have been held so far. */
+static void live(uint32_t choice, uint32_t *forgotten)
+{
+    memcpy(before, held, offered + 1);
+    before[offered + 1] = 0;
+    if (choice < TRUSTS) {
+        replay_trust();
+        trusted = offered;
+    } else if (choice < TRUSTS + FORGETS) {
+        *forgotten += forget();
+    } else if (choice < TRUSTS + FORGETS + CLEARS) {
+        clear();
+    } else {
+        (void)offer();
+    }
+}
+
+/* Finds what is held, each once, and as the table by class has it; damaged ones are dropped. */
+static void look(void)
+{
+    uint32_t samples = 0, by_class[REPLAY_CLASSES] = {0};
+    memset(found, 0, sizeof found);
+    for (uint32_t place = 0; place < replay_places(); ++place) {
+        const uint32_t id = replay_holds(place) ? id_at(place) : 0;
+        REQUIRE(!id || !found[id]);
+        if (id) {
+            found[id] = 1;
+            ++by_class[label_of(id)];
+            ++samples;
+        }
+    }
+    REQUIRE(samples == replay_samples() && samples <= replay_places());
     for (uint32_t label = 0; label < REPLAY_CLASSES; ++label) {
         REQUIRE(by_class[label] == replay_held_table()[label]);
     }
-    for (uint32_t i = 0; i < holds; ++i) {
-        found += is_there[held[i]];
-    }
-    return found;
 }
 
-/* `count` lives without accidents: what is held is what should be, and sectors wear alike. */
+/* How many of the one that are not of the other. */
+static uint32_t without(const uint8_t *one, const uint8_t *other)
+{
+    uint32_t count = 0;
+    for (uint32_t id = 1; id <= offered; ++id) {
+        count += one[id] && !other[id];
+    }
+    return count;
+}
+
+static int found_is(const uint8_t *ids)
+{
+    return memcmp(found, ids, offered + 1) == 0;
+}
+
+/* `count` lives with resets, but without accidents: what is held is what should be, before them and behind, each in its place;
+ * and sectors wear alike. */
 static void run_lives(uint32_t count)
 {
-    uint32_t lives = 0, erases = 0, most_spread = 0, forgotten = 0;
-    while (lives < count) {
+    uint32_t erases = 0, most_spread = 0, forgotten = 0, resets = 0, full = 0;
+    for (uint32_t lives = 0; lives < count; ++lives) {
         new_life();
-        if (replay_places() == 0) {
-            continue;
-        }
-        for (uint32_t i = 0, end = 100 + below(600); i < end; ++i) {
-            (void)offer();
-            if (below(90) == 0) {
-                replay_trust();
-            } else if (below(200) == 0) {
-                const uint32_t before = replay_samples();
-                replay_forget();
-                forgotten += before - replay_samples();
-                for (holds = 0; holds < replay_samples(); ++holds) {
-                    held[holds] = id_at(holds);
-                }
+        for (uint32_t i = 0, end = 100 + below(900); i < end; ++i) {
+            live(below(CHOICES), &forgotten);
+            if (below(100) == 0 || i + 1 == end) {
+                look();
+                REQUIRE(found_is(held));
+                const uint32_t digest = replay_digest(), offers = replay_count();
+                start();
+                look();
+                REQUIRE(found_is(held));
+                REQUIRE(replay_digest() == digest && replay_count() <= offers);
+                ++resets;
+                full += replay_samples() == replay_places();
             }
         }
-        REQUIRE(look() == holds && holds == replay_samples() && flash_model_violations() == 0);
-        for (uint32_t place = 0; place < holds; ++place) {
-            REQUIRE(id_at(place) == held[place]);
-        }
+        REQUIRE(flash_model_violations() == 0);
         uint32_t most = 0, least = 0xFFFFFFFFu;
         for (uint32_t i = 0; i < area.past; ++i) {
             const uint32_t now = flash_model_erases(i);
@@ -180,86 +253,140 @@ static void run_lives(uint32_t count)
         }
         most_spread = most - least > most_spread ? most - least : most_spread;
         erases += most;
-        ++lives;
         for (uint32_t sector = area.past; sector < area.runs[0].count + area.runs[1].count; ++sector) {
             REQUIRE(flash_model_erases(sector) == 0);
         }
     }
     REQUIRE(most_spread <= 1);
-    printf("lives %u erases %u spread %u forgotten %u\n", lives, erases, most_spread, forgotten);
+    printf("erases %u spread %u forgotten %u resets %u full %u\n", erases, most_spread, forgotten, resets, full);
 }
 
-/* The power goes at a random operation, again and again in a life, and the flash is left torn. */
+static const uint32_t some[] = {4, 60, 3000};
+
+/* Lives until the `stop`-th operation on the flash, which often is not long after samples are forgotten. */
+static void live_until(uint32_t stop, uint32_t *forgotten)
+{
+    for (int steps = 0; steps < 400 && flash_model_operations() < stop; ++steps) {
+        live(steps == 0 && below(3) == 0 ? TRUSTS + below(FORGETS + CLEARS) : below(CHOICES), forgotten);
+    }
+}
+
+/* The power goes at a random operation, again and again in a life, and the flash is left torn: what was going on has happened,
+ * or has not. */
 static void run_power(uint32_t count)
 {
-    uint32_t cuts = 0, lost = 0, kept = 0, in_order = 0;
-    while (cuts < count) {
+    uint32_t starts = 0, cuts = 0, done = 0, undone = 0, forgotten = 0, stop;
+    while (starts < count) {
         new_life();
-        if (replay_places() == 0) {
-            continue;
-        }
-        for (int turns = 0; turns < 12; ++turns) {
-            flash_model_power(below(1u << 30), 1 + below(below(2) ? 60 : 3000));
-            uint32_t samples = 0;
-            for (int steps = 0; steps < 400 && replay_samples() >= samples; ++steps) {
-                samples = replay_samples();
-                (void)offer(); /* a sample fewer: a write has failed, for the power has gone */
-            }
+        for (int i = 0; i < 12; ++i, ++starts) {
+            flash_model_power(below(1u << 30), stop = 1 + below(some[below(3)]));
+            live_until(stop, &forgotten);
             REQUIRE(flash_model_violations() == 0);
+            cuts += flash_model_operations() >= stop;
             flash_model_power(below(1u << 30), 0);
-            replay_open();
-            const uint32_t found = look(), sector = (area.runs[0].bytes / REPLAY_SAMPLE_BYTES) + 1;
-            /* what is lost lies in one sector, or was never complete; samples that had been replaced are back instead */
-            REQUIRE(found + sector + 1 >= holds || replay_samples() == replay_places());
-            lost += holds - found;
-            kept += found;
-            in_order += found == holds;
-            for (holds = 0; holds < replay_samples(); ++holds) {
-                held[holds] = id_at(holds);
+            start();
+            look();
+            REQUIRE(found_is(held) || found_is(before));
+            if (!found_is(held) || !found_is(before)) {
+                ++*(found_is(held) ? &done : &undone);
             }
-            ++cuts;
+            memcpy(held, found, offered + 1);
         }
     }
-    printf("cuts %u kept %u lost %u nothing-lost %u\n", cuts, kept, lost, in_order);
+    printf("starts %u cuts %u done %u undone %u forgotten %u\n", starts, cuts, done, undone, forgotten);
+}
+
+/* An operation fails, as if the power had gone in it, but it stays on: that costs one sample at most, and a reset no more. */
+static void run_faults(uint32_t count)
+{
+    uint32_t faults = 0, lost = 0, forgotten = 0, stop;
+    while (faults < count) {
+        new_life();
+        is_ring = 0;
+        replay_set_ring(is_ring);
+        for (int i = 0; i < 12; ++i) {
+            flash_model_fault(below(1u << 30), stop = 1 + below(some[below(3)]));
+            live_until(stop, &forgotten);
+            REQUIRE(flash_model_violations() == 0);
+            faults += flash_model_operations() >= stop;
+            flash_model_power(below(1u << 30), 0);
+            look();
+            const uint32_t of_held = without(held, found), of_before = without(before, found);
+            REQUIRE((!without(found, held) && of_held <= 1) || (!without(found, before) && of_before <= 1));
+            lost += of_held > 0;
+            memcpy(held, found, offered + 1);
+            start();
+            look();
+            REQUIRE(found_is(held));
+        }
+    }
+    printf("faults %u lost %u forgotten %u\n", faults, lost, forgotten);
+}
+
+/* How far back they lie whom a memory holds that is no ring, over resets: 1000 is the beginning. */
+static void run_ages(uint32_t count)
+{
+    uint64_t ages = 0, samples = 0;
+    for (uint32_t lives = 0; lives < count; ++lives) {
+        new_life();
+        is_ring = 0;
+        replay_set_ring(is_ring);
+        for (uint32_t i = 1; i <= 20 * replay_places(); ++i) {
+            (void)offer();
+            if (i % replay_places() == 0) {
+                start();
+            }
+        }
+        for (uint32_t id = 1; id <= offered; ++id) {
+            ages += held[id] ? 1000u * (uint64_t)(offered - id) / offered : 0;
+            samples += held[id];
+        }
+    }
+    printf("age %u\n", (unsigned)(ages / samples));
 }
 
 /* Labels, where samples went, and which is next, for the twin in Python. */
 static void run_trace(uint32_t count)
 {
-    do {
-        new_life();
-    } while (replay_places() == 0);
+    new_life();
     printf("places %u ring %d seed %u\n", replay_places(), replay_is_ring(), seed_now);
     for (uint32_t i = 0; i < count; ++i) {
         const int32_t place = offer();
         printf("label %u place %d again %d\n", label_of(offered), place, replay_pick(i % 3));
         if (i % 17 == 5) {
             replay_trust();
+            trusted = offered;
         } else if (i % 41 == 40) {
-            replay_forget();
+            (void)forget();
         }
+    }
+}
+
+static void run_rooms(uint32_t count)
+{
+    for (uint32_t i = 0; i < count; ++i) {
+        new_area(11);
+        printf("unit %u sectors %u bytes %u past %u sample %u most %u places %u\n", area.unit, area.runs[0].count,
+               area.runs[0].bytes, area.past, (uint32_t)REPLAY_SAMPLE_BYTES, (uint32_t)MOST_PLACES, replay_places());
     }
 }
 
 int main(int count, char **words)
 {
+    static const struct {
+        const char *name;
+        void (*run)(uint32_t count);
+    } tests[] = {
+        {"lives", run_lives}, {"power", run_power}, {"faults", run_faults},
+        {"ages", run_ages},   {"trace", run_trace}, {"rooms", run_rooms},
+    };
     REQUIRE(count == 4);
     random_state = strtoull(words[2], 0, 10) * 0x9E3779B97F4A7C15u + 1;
-    const uint32_t number = (uint32_t)strtoul(words[3], 0, 10);
-    if (strcmp(words[1], "lives") == 0) {
-        run_lives(number);
-    } else if (strcmp(words[1], "power") == 0) {
-        run_power(number);
-    } else if (strcmp(words[1], "trace") == 0) {
-        run_trace(number);
-    } else if (strcmp(words[1], "rooms") == 0) {
-        for (uint32_t i = 0; i < number; ++i) {
-            new_life();
-            printf("unit %u sectors %u bytes %u past %u sample %u most %u places %u\n", area.unit, area.runs[0].count,
-                   area.runs[0].bytes, area.past, (uint32_t)REPLAY_SAMPLE_BYTES, (uint32_t)MOST_PLACES, replay_places());
+    for (uint32_t i = 0; i < sizeof tests / sizeof *tests; ++i) {
+        if (strcmp(words[1], tests[i].name) == 0) {
+            tests[i].run((uint32_t)strtoul(words[3], 0, 10));
+            return 0;
         }
-    } else {
-        return 2;
     }
-    return 0;
+    return 2;
 }

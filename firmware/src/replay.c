@@ -13,17 +13,24 @@ _Static_assert(MOST_PLACES > 0, "TTE_REPLAY_BYTES holds no sample");
 _Static_assert(MOST_PLACES < 0x10000 && REPLAY_CLASSES < 0x8000, "places and classes have 16 and 15 bits");
 
 #define DOUBTED 0x8000u /* came since the guard last found the device in order */
+#define NOTHING 0x7FFFu /* in place of a label */
 
-static uint16_t labels[MOST_PLACES];  /* with DOUBTED; of the first `samples` places */
+static uint16_t labels[MOST_PLACES];  /* with DOUBTED, or NOTHING */
 static uint16_t held[REPLAY_CLASSES]; /* by class */
 static uint32_t seen[REPLAY_CLASSES];
 static uint8_t is_full[REPLAY_CLASSES]; /* was the largest class when the memory was full */
 static uint32_t places, samples, count, following;
+static uint32_t trusted; /* `count` when the guard last found the device in order */
 static uint8_t is_ring;
 
 static uint32_t label_at(uint32_t place)
 {
     return labels[place] & ~DOUBTED;
+}
+
+int replay_holds(uint32_t place)
+{
+    return labels[place] != NOTHING;
 }
 
 static uint32_t largest_class(void)
@@ -50,7 +57,10 @@ static void forget_all(void)
     memset(held, 0, sizeof held);
     memset(seen, 0, sizeof seen);
     memset(is_full, 0, sizeof is_full);
-    samples = count = following = 0;
+    samples = count = following = trusted = 0;
+    for (uint32_t place = 0; place < MOST_PLACES; ++place) {
+        labels[place] = NOTHING;
+    }
 }
 
 void replay_open(void)
@@ -60,22 +70,42 @@ void replay_open(void)
     const uint32_t fit = storage_open();
     places = fit < MOST_PLACES ? fit : MOST_PLACES;
     mark_full();
+    trusted = count;
+    following = 0;
+    for (uint32_t place = 0, newest = 0; place < places; ++place) {
+        const uint32_t its_count = replay_holds(place) ? storage_count(place) : 0;
+        if (its_count > newest) {
+            newest = its_count;
+            following = place + 1 < places ? place + 1 : 0;
+        }
+    }
 }
 
-void replay_found(uint32_t label, uint32_t its_count, uint32_t its_seen)
+/* Puts a sample of this label into a place. */
+static void set(uint32_t place, uint32_t label)
 {
-    if (label < REPLAY_CLASSES && samples < places) {
-        labels[samples++] = (uint16_t)label;
-        ++held[label];
-        seen[label] = its_seen > seen[label] ? its_seen : seen[label];
-        count = its_count > count ? its_count : count;
+    if (replay_holds(place)) {
+        --held[label_at(place)];
+    } else {
+        ++samples;
     }
+    labels[place] = (uint16_t)label;
+    ++held[label];
+}
+
+void replay_found(uint32_t place, uint32_t label, uint32_t its_count, uint32_t its_seen)
+{
+    set(place, label);
+    seen[label] = its_seen > seen[label] ? its_seen : seen[label];
+    count = its_count > count ? its_count : count;
 }
 
 void replay_clear(void)
 {
+    if (count > 0) {
+        storage_forget(0, count);
+    }
     forget_all();
-    storage_clear();
 }
 
 void replay_set_ring(int wanted)
@@ -83,7 +113,7 @@ void replay_set_ring(int wanted)
     is_ring = wanted != 0;
 }
 
-/* The `index`-th place that holds the label. */
+/* The `index`-th place that holds the label, or NOTHING. */
 static int32_t find(uint32_t label, uint32_t index)
 {
     uint32_t place = 0;
@@ -96,14 +126,14 @@ static int32_t find(uint32_t label, uint32_t index)
 
 int32_t replay_choose(int32_t label)
 {
-    if (samples < places) {
-        return (int32_t)samples;
-    }
     if (places == 0) {
         return REPLAY_NOWHERE;
     }
     if (is_ring) {
         return (int32_t)following;
+    }
+    if (samples < places) {
+        return find(NOTHING, 0);
     }
     const uint32_t seed = tte_model_seed();
     if (is_full[label]) {
@@ -119,15 +149,36 @@ uint8_t *replay_room(int32_t place)
     return place < 0 ? 0 : storage_room((uint32_t)place);
 }
 
-/* Forgets a sample; the last one takes its place. */
+/*
+ * Forgets a sample. Which class is the largest is found anew when the memory is full again, or one that is far from it could
+ * grow no more. A ring goes on behind the newest that is left.
+ */
 static void drop(uint32_t place)
 {
     --held[label_at(place)];
     --samples;
-    if (place < samples) {
-        labels[place] = labels[samples];
-        storage_move(samples, place);
+    labels[place] = NOTHING;
+    memset(is_full, 0, sizeof is_full);
+    for (uint32_t before = following; samples > 0; following = before) {
+        before = before > 0 ? before - 1 : places - 1;
+        if (replay_holds(before)) {
+            break;
+        }
     }
+}
+
+void replay_found_forgotten(uint32_t first, uint32_t last)
+{
+    if (first == 0) {
+        forget_all();
+        return;
+    }
+    for (uint32_t place = 0; place < places; ++place) {
+        if (replay_holds(place) && storage_count(place) - first <= last - first) {
+            drop(place);
+        }
+    }
+    count = last > count ? last : count;
 }
 
 void replay_take(int32_t label, int32_t place)
@@ -139,32 +190,31 @@ void replay_take(int32_t label, int32_t place)
     }
     const uint32_t at = (uint32_t)place;
     if (!storage_put(at, (uint32_t)label, count, seen[label])) {
-        if (at < samples) {
-            drop(at);
-        }
         return;
     }
-    if (at < samples) {
-        --held[label_at(at)];
-    } else {
-        ++samples;
-    }
-    labels[at] = (uint16_t)((uint32_t)label | DOUBTED);
-    ++held[label];
+    set(at, (uint32_t)label);
+    labels[at] |= DOUBTED;
     following = at + 1 < places ? at + 1 : 0;
     mark_full();
 }
 
 void replay_broken_off(int32_t place)
 {
-    if (place >= 0 && (uint32_t)place < samples && TTE_REPLAY_PLACE != REPLAY_IN_FLASH) {
+    if (place >= 0 && replay_holds((uint32_t)place) && TTE_REPLAY_PLACE != REPLAY_IN_FLASH) {
         drop((uint32_t)place);
     }
 }
 
 int32_t replay_pick(uint32_t index)
 {
-    return samples ? (int32_t)draw_below(tte_model_seed(), count, 1 + index, samples) : REPLAY_NOWHERE;
+    if (samples == 0) {
+        return REPLAY_NOWHERE;
+    }
+    uint32_t place = 0;
+    for (uint32_t left = draw_below(tte_model_seed(), count, 1 + index, samples); !replay_holds(place) || left-- > 0;) {
+        ++place;
+    }
+    return (int32_t)place;
 }
 
 const uint8_t *replay_at(int32_t place, int32_t *label)
@@ -179,15 +229,21 @@ const uint8_t *replay_at(int32_t place, int32_t *label)
 
 void replay_trust(void)
 {
-    for (uint32_t place = 0; place < samples; ++place) {
+    for (uint32_t place = 0; place < places; ++place) {
         labels[place] &= (uint16_t)~DOUBTED;
     }
+    trusted = count;
 }
 
 void replay_forget(void)
 {
-    for (uint32_t place = samples; place-- > 0;) {
+    int is_told = 0;
+    for (uint32_t place = 0; place < places; ++place) {
         if (labels[place] & DOUBTED) {
+            if (!is_told) {
+                storage_forget(trusted + 1, count);
+                is_told = 1;
+            }
             drop(place);
         }
     }
@@ -221,7 +277,10 @@ const uint16_t *replay_held_table(void)
 uint32_t replay_digest(void)
 {
     uint32_t crc = 0;
-    for (uint32_t place = 0; place < samples; ++place) {
+    for (uint32_t place = 0; place < places; ++place) {
+        if (!replay_holds(place)) {
+            continue;
+        }
         const uint8_t label[2] = {(uint8_t)label_at(place), (uint8_t)(label_at(place) >> 8)};
         const uint8_t *sample = storage_at(place);
         crc = crc32_add(crc, label, sizeof label);

@@ -3,9 +3,11 @@
  * takes the first free place; of a full memory that is balanced by class it takes the place of one of the largest class, or
  * of its own, by A. Chrysakis, M.-F. Moens, "Online Continual Learning from Imbalanced Data", ICML 2020, Algorithm 1. (With
  * one class that is Algorithm R of J. S. Vitter, "Random Sampling with a Reservoir", ACM TOMS 11(1), 1985.) A ring holds the
- * newest. tte/device/learner.py is the twin on the host.
+ * newest. A sample stays in its place as long as it is held. tte/device/learner.py is the twin on the host.
  *
- * Where they lie: TTE_REPLAY_PLACE. In flash they outlive a reset.
+ * Where they lie: TTE_REPLAY_PLACE. In flash they outlive a reset, each in its place, and a ring goes on with its oldest. What
+ * was offered but not taken since the last one of its class that was, is not counted any more; and all that is held is trusted,
+ * for whether the guard would is known no more: what it judges by is in RAM.
  */
 #ifndef TTE_REPLAY_H
 #define TTE_REPLAY_H

@@ -2,8 +2,6 @@
 #include "replay_storage.h"
 
 #if TTE_REPLAY_BYTES > 0 && TTE_REPLAY_PLACE != REPLAY_IN_FLASH
-#include <string.h>
-
 #if TTE_REPLAY_PLACE == REPLAY_IN_EXTERNAL
 static uint8_t *memory;
 
@@ -28,10 +26,6 @@ uint32_t storage_open(void)
 }
 #endif
 
-void storage_clear(void)
-{
-}
-
 uint8_t *storage_room(uint32_t place)
 {
     return memory + place * REPLAY_SAMPLE_BYTES;
@@ -43,9 +37,15 @@ int storage_put(uint32_t place, uint32_t label, uint32_t count, uint32_t seen)
     return 1;
 }
 
-void storage_move(uint32_t from, uint32_t to)
+void storage_forget(uint32_t first, uint32_t last)
 {
-    memcpy(storage_room(to), storage_room(from), REPLAY_SAMPLE_BYTES);
+    (void)first, (void)last;
+}
+
+uint32_t storage_count(uint32_t place)
+{
+    (void)place;
+    return 0;
 }
 
 const uint8_t *storage_at(uint32_t place)

@@ -28,7 +28,7 @@ def draw(seed: int, count: int, index: int, limit: int) -> int:
 
 @dataclass
 class Memory:
-    """Places for past samples, and which of them a fresh one takes; those in use are the first `samples`.
+    """Places for past samples, and which of them a fresh one takes. A sample stays in its place as long as it is held.
 
     A full memory stays balanced by class: A. Chrysakis, M.-F. Moens, "Online Continual Learning from Imbalanced Data", ICML
     2020, Algorithm 1. With one class that is J. S. Vitter's reservoir ("Random Sampling with a Reservoir", ACM TOMS 11(1),
@@ -38,18 +38,19 @@ class Memory:
         places: how many samples it can hold.
         classes: labels are below it; a model that learns from targets has one class.
         ring: whether it is a ring.
-        labels: of the samples that are held.
-        doubted: whether they came since the guard last found the device in order.
+        labels: of the samples that are held, by place.
+        doubted: the places of those that came since the guard last found the device in order.
         seen, held: samples by class that were offered, and are held.
         full: classes that were the largest when the memory was full.
         count: samples offered in all, modulo 2^32.
+        following: where a ring goes on.
     """
 
     places: int
     classes: int
     ring: bool = False
-    labels: list[int] = field(default_factory=list)
-    doubted: list[bool] = field(default_factory=list)
+    labels: dict[int, int] = field(default_factory=dict)
+    doubted: set[int] = field(default_factory=set)
     seen: list[int] = field(default_factory=list)
     held: list[int] = field(default_factory=list)
     full: list[bool] = field(default_factory=list)
@@ -61,16 +62,18 @@ class Memory:
 
     def clear(self) -> None:
         """Holds nothing, and has seen nothing."""
-        self.labels, self.doubted = [], []
+        self.labels, self.doubted = {}, set()
         self.seen, self.held, self.full = [0] * self.classes, [0] * self.classes, [False] * self.classes
         self.count = self.following = 0
 
     def choose(self, label: int, seed: int) -> int:
         """Where a sample of this label would go; -1: nowhere. Changes nothing."""
-        if len(self.labels) < self.places:
-            return len(self.labels)
+        if self.places == 0:
+            return -1
         if self.ring:
             return self.following
+        if len(self.labels) < self.places:
+            return next(place for place in range(self.places) if place not in self.labels)
         if self.full[label]:
             index = draw(seed, self.count, 0, self.seen[label] + 1)
             return self._find(label, index) if index < self.held[label] else -1
@@ -83,11 +86,11 @@ class Memory:
         self.seen[label] += 1
         if place < 0:
             return
-        if place < len(self.labels):
+        if place in self.labels:
             self.held[self.labels[place]] -= 1
         self.held[label] += 1
-        self.labels[place : place + 1] = [label]
-        self.doubted[place : place + 1] = [True]
+        self.labels[place] = label
+        self.doubted.add(place)
         self.following = (place + 1) % self.places
         if len(self.labels) == self.places:
             most = max(self.held)
@@ -95,30 +98,34 @@ class Memory:
 
     def pick(self, index: int, seed: int) -> int:
         """The place of the `index`-th sample to learn from again behind the last that was taken; -1: there is none."""
-        return draw(seed, self.count, 1 + index, len(self.labels)) if self.labels else -1
+        return sorted(self.labels)[draw(seed, self.count, 1 + index, len(self.labels))] if self.labels else -1
 
-    def drop(self, place: int, *others: list[Any]) -> None:
-        """Forgets a sample; the last one takes its place, in lists of what else belongs to the places, too."""
+    def drop(self, place: int, *others: dict[int, Any]) -> None:
+        """Forgets a sample, and what else belongs to its place.
+
+        Which class is the largest is found anew when the memory is full again, or one that is far from it could grow no more.
+        A ring goes on behind the newest that is left.
+        """
         self.held[self.labels[place]] -= 1
-        lists: tuple[list[Any], ...] = (self.labels, self.doubted, *others)
-        for values in lists:
-            last = values.pop()
-            if place < len(values):
-                values[place] = last
+        self.doubted.discard(place)
+        for values in (self.labels, *others):
+            del values[place]
+        self.full = [False] * self.classes
+        while self.labels and (self.following - 1) % self.places not in self.labels:
+            self.following = (self.following - 1) % self.places
 
     def trust(self) -> None:
         """The guard found the device in order."""
-        self.doubted = [False] * len(self.doubted)
+        self.doubted = set()
 
-    def forget(self, *others: list[Any]) -> None:
+    def forget(self, *others: dict[int, Any]) -> None:
         """The guard took learning back: what came since it last found the device in order is dropped, as by `drop`."""
-        for place in reversed(range(len(self.labels))):
-            if self.doubted[place]:
-                self.drop(place, *others)
+        for place in sorted(self.doubted):
+            self.drop(place, *others)
 
     def _find(self, label: int, index: int) -> int:
         """The `index`-th place that holds the label."""
-        return [place for place, one in enumerate(self.labels) if one == label][index]
+        return [place for place, one in sorted(self.labels.items()) if one == label][index]
 
 
 class Verdict(IntEnum):
