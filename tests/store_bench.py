@@ -28,7 +28,10 @@ def build_harness(folder: Path, compiler: str, *flags: str) -> Path:
     """Compiles the harness."""
     program = folder / "store_harness"
     files = [HERE / "store_harness.c", *(sources() / name for name in ENGINE)]
-    subprocess.run([compiler, *WARNINGS, *flags, f"-I{sources()}", *map(str, files), "-o", str(program)], check=True)
+    subprocess.run(
+        [compiler, *WARNINGS, "-DTTE_FLASH_WEAK", *flags, f"-I{sources()}", *map(str, files), "-o", str(program)],
+        check=True,
+    )
     return program
 
 

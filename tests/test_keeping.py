@@ -37,10 +37,10 @@ def toy(folder: Path, name: str = "stm32f746", model: str = "0123456789abcdef") 
 def test_what_keeping_takes() -> None:
     found = keeping.kept(board.load("stm32f746"), 21_624)
     assert (found.address, found.flash_bytes, found.slots) == (0x08008000, 229_376, 4)
-    assert (found.record_bytes, found.records) == (21_684, (1, 1, 1, 6))
+    assert (found.record_bytes, found.records) == (21_692, (1, 1, 1, 6))
     assert found.saves == (40_000, 90_000)
     paged = keeping.kept(board.load("rp2040"), 21_624)
-    assert paged.record_bytes == 256 + 21_760 + 256 and paged.records == (1,) * 21
+    assert paged.record_bytes == 256 + 21_760 + 3 * 256 and paged.records == (1,) * 21
 
 
 def test_past_samples_beside_it() -> None:

@@ -22,8 +22,8 @@ from tte.errors import DeviceError
 pytestmark = needs_host
 
 #: Where slots begin (sectors of the STM32F746's flash that hold one record), bytes of the area and of a record of 8 bytes.
-SLOTS, AREA, RECORD = (0, 32768, 65536, 98304), 229_376, 68
-MODEL, VERSION = b"0123456789abcdef", 1 | 52 << 16
+SLOTS, AREA, RECORD = (0, 32768, 65536, 98304), 229_376, 76
+MODEL, VERSION = b"0123456789abcdef", 2 | 56 << 16
 NOTHING, DAMAGED = "nothing was ever saved", "what is kept was damaged since it was saved"
 OTHERS = ("what is kept is of another layout", "what is kept belongs to another model or build", "what is kept has another size")
 Found = tuple[bytes, int, int, int]  # state, learning rate, seed, step
@@ -41,13 +41,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Session,
 
 def record(
     sequence: int, state: bytes, *, length: int | None = None, version: int = VERSION, model: bytes = MODEL, rate: int = 32768,
-    seed: int = 0, step: int = 1,
+    seed: int = 0, step: int = 1, guard: int | None = None, second: bool = True,
 ) -> bytes:  # fmt: skip
     """A record for units of four bytes; its header whole, whatever it says."""
     size = len(state) if length is None else length
-    header = struct.pack("<4I16s4I", 0x6B657474, version, sequence, 1, model, size, rate, seed, step)
+    named = sequence if guard is None else guard
+    header = struct.pack("<4I16s5I", 0x6B657474, version, sequence, 1, model, size, rate, seed, step, named)
     body = header + struct.pack("<I", zlib.crc32(header)) + state + b"\xff" * (-len(state) % 4)
-    return body + struct.pack("<II", zlib.crc32(body), 0x5AA50FF0)
+    return body + struct.pack("<III", zlib.crc32(body), 0x5AA50FF0, 0x0FF05AA5 if second else 0xFFFFFFFF)
 
 
 def flash_with(*pieces: tuple[int, bytes]) -> bytearray:
@@ -102,6 +103,14 @@ def test_sequence_numbers_wrap(running: tuple[Session, Path]) -> None:
     assert restore(running, flash_with((0, new), (32768, old))) == (b"the new.", 32768, 0, 1)
 
 
+def test_numbers_that_go_round_end_the_search(running: tuple[Session, Path]) -> None:
+    """Each is later than the one before, and the first than the last; none has a commit word."""
+    sequences = (0, 0x60000000, 0xC0000000)
+    torn = [(at, record(n, b"the torn")[:-8]) for at, n in zip(SLOTS, sequences, strict=False)]
+    assert restore(running, flash_with(*torn)) == NOTHING
+    saving_works(running)
+
+
 @pytest.mark.parametrize(("old_at", "new_at"), [(0, RECORD), (65536, 0), (32768, 98304)])
 def test_one_changed_bit_gives_the_record_before(old_at: int, new_at: int, running: tuple[Session, Path]) -> None:
     whole = flash_with((old_at, OLD), (new_at, NEW))
@@ -109,7 +118,8 @@ def test_one_changed_bit_gives_the_record_before(old_at: int, new_at: int, runni
     for bit in range(8 * RECORD):
         content = bytearray(whole)
         content[new_at + bit // 8] ^= 1 << bit % 8
-        assert restore(running, content) == IN_OLD, f"bit {bit}"
+        is_second = bit >= 8 * (RECORD - 4)
+        assert restore(running, content) == (IN_NEW if is_second else IN_OLD), f"bit {bit}"
     saving_works(running)
 
 
@@ -121,16 +131,16 @@ _OTHER_MODEL = record(7, b"the new.", model=b"fedcba9876543210")
 REFUSED = {
     "empty": (b"", NOTHING),
     "zero": (b"\0" * AREA, NOTHING),
-    "no commit word": (NEW[:-4] + b"\xff" * 4, NOTHING),
-    "header alone": (NEW[:52], NOTHING),
+    "no commit word": (NEW[:-8] + b"\xff" * 8, NOTHING),
+    "header alone": (NEW[:56], NOTHING),
     "header damaged": (changed(NEW, 8), NOTHING),
-    "state damaged": (changed(NEW, 55), DAMAGED),
-    "checksum damaged": (changed(NEW, 60), DAMAGED),
-    "both damaged": (changed(NEW, 53) + changed(OLD, 53), DAMAGED),
-    "other layout": (record(7, b"the new.", version=2 | 52 << 16), OTHERS[0]),
+    "state damaged": (changed(NEW, 59), DAMAGED),
+    "checksum damaged": (changed(NEW, 64), DAMAGED),
+    "both damaged": (changed(NEW, 57) + changed(OLD, 57), DAMAGED),
+    "other layout": (record(7, b"the new.", version=3 | 56 << 16), OTHERS[0]),
     "other model": (_OTHER_MODEL, OTHERS[1]),
     "other length": (record(7, b"the new one."), OTHERS[2]),
-    "other model, damaged": (changed(_OTHER_MODEL, 53), NOTHING),
+    "other model, damaged": (changed(_OTHER_MODEL, 57), NOTHING),
     "endless": (record(7, b"the new.", length=2**32 - 1), NOTHING),
 }
 
@@ -146,7 +156,10 @@ _RECORDS = st.builds(
     record, _NUMBERS, st.binary(min_size=8, max_size=8), length=st.one_of(st.none(), _NUMBERS),
     version=st.one_of(st.just(VERSION), _NUMBERS), step=_NUMBERS, rate=st.integers(0, 32768), seed=_NUMBERS,
 )  # fmt: skip
-_WHOLE = st.builds(record, st.integers(0, 9), st.binary(min_size=8, max_size=8), step=_NUMBERS)
+_WHOLE = st.builds(
+    record, st.integers(0, 9), st.binary(min_size=8, max_size=8), step=_NUMBERS, guard=st.one_of(st.integers(0, 9), _NUMBERS),
+    second=st.booleans(),
+)  # fmt: skip
 _STARTS = st.sampled_from([at + RECORD * i for at in SLOTS for i in range(3)])
 _PLACES = st.one_of(_STARTS, st.sampled_from([4, AREA - 4]), st.integers(0, AREA - 1))
 _JUNK = st.lists(st.tuples(_PLACES, st.binary(min_size=1, max_size=80)), max_size=6)
@@ -166,11 +179,12 @@ def ours(content: bytes) -> Iterator[tuple[int, Found | None]]:
     the first place that has none."""
     for slot, end in zip(SLOTS, (*SLOTS[1:], AREA), strict=True):
         for at in range(slot, end - RECORD + 1, RECORD):
-            magic, version, sequence, _, model, length, rate, seed, step, crc = struct.unpack("<4I16s5I", content[at : at + 52])
-            if (magic, version, model, length) != (0x6B657474, VERSION, MODEL, 8) or crc != zlib.crc32(content[at : at + 48]):
+            fields = struct.unpack("<4I16s6I", content[at : at + 56])
+            magic, version, sequence, _, model, length, rate, seed, step, _, crc = fields
+            if (magic, version, model, length) != (0x6B657474, VERSION, MODEL, 8) or crc != zlib.crc32(content[at : at + 52]):
                 break
-            is_whole = struct.unpack("<2I", content[at + 60 : at + 68]) == (zlib.crc32(content[at : at + 60]), 0x5AA50FF0)
-            yield sequence, (bytes(content[at + 52 : at + 60]), rate, seed, step) if is_whole else None
+            is_whole = struct.unpack("<2I", content[at + 64 : at + 72]) == (zlib.crc32(content[at : at + 64]), 0x5AA50FF0)
+            yield sequence, (bytes(content[at + 56 : at + 64]), rate, seed, step) if is_whole else None
 
 
 _PIECES = st.one_of(st.tuples(_STARTS, _WHOLE), st.tuples(_PLACES, st.one_of(_RECORDS, st.binary(min_size=1, max_size=80))))

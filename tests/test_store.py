@@ -40,6 +40,13 @@ def test_power_cut_at_every_operation(harness: Path, seed: int) -> None:
         assert count["new"] and count["old"] and count["none"] and count["twice"]
 
 
+def test_weak_units_lose_nothing_that_was_saved(harness: Path) -> None:
+    for line in run_harness(harness, "weak", 1, 250):
+        count = {name: int(value) for name, value in line.items()}
+        assert count["cuts"] > 4000 and count["faults"] > 1000 and count["starts"] > 10_000
+        assert count["back"] > 200 and count["wavered"] > 20  # what was cut was there at one start, and not at the next
+
+
 def test_table_of_counts(tmp_path: Path) -> None:
     text = powercut.table(powercut.measure(tmp_path, lives=5, seed=3))
     assert re.search(r"\| 256 \| 5 \| [\d,]+ \|", text) and text.count("\n") == 7
@@ -123,7 +130,7 @@ def test_program_keeps_off_the_kept_sectors(name: str, tmp_path: Path) -> None:
     loaded = board.load(name)
     area = loaded.flash
     assert area and sum(count for count, _ in area.runs) == SECTIONS[name]
-    assert keeping.slots(area, 96 * 1024 - 60) >= 2 or name == "nucleo_f446re"
+    assert keeping.slots(area, 96 * 1024 - 68) >= 2 or name == "nucleo_f446re"
     for emulated in (False, True):
         built = device_program(tmp_path / str(emulated), loaded, emulated=emulated)
         where = loaded.emulator if emulated and loaded.emulator else loaded
@@ -171,13 +178,13 @@ def test_program_too_large_beside_the_kept_sectors(tmp_path: Path) -> None:
 
 def test_state_that_does_not_fit_twice(tmp_path: Path) -> None:
     loaded = board.load("stm32f746")
-    for size, fits in ((3 * 32768 - 60, True), (3 * 32768 - 59, False)):
+    for size, fits in ((3 * 32768 - 68, True), (3 * 32768 - 67, False)):
         if fits:
             pioproject.generate_project(tmp_path, TOY, loaded, name="toy", keep_bytes=size)
         else:
-            with pytest.raises(BoardError, match="does not hold 98,245 bytes twice") as caught:
+            with pytest.raises(BoardError, match="does not hold 98,237 bytes twice") as caught:
                 pioproject.generate_project(tmp_path, TOY, loaded, name="toy", keep_bytes=size)
-            assert caught.value.limit == "98,244 bytes of state"
+            assert caught.value.limit == "98,236 bytes of state"
     with pytest.raises(BoardError, match="names no flash"):
         pioproject.generate_project(tmp_path, TOY, replace(loaded, flash=None), name="toy", keep_bytes=1)
 

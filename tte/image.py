@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,10 @@ class _CallGraph:
         Args:
             aliases: all names by address; the listing gives only one of them.
         """
-        for address, name, body in re.findall(r"^([0-9a-f]+) <([^>]+)>:\n((?:.+\n?)*)", listing, re.MULTILINE):
+        found = re.findall(r"^([0-9a-f]+) <([^>]+)>:\n((?:.+\n?)*)", listing, re.MULTILINE)
+        names = {int(address, 16): name for address, name, _ in found}
+        starts = sorted(names)
+        for address, name, body in found:
             if name in self.frames:
                 continue
             frame = 0
@@ -150,8 +154,10 @@ class _CallGraph:
             frame += sum(int(size) for size in re.findall(r"\ssubw?\s+sp,(?:\s*sp,)?\s*#(\d+)", body))
             frame += sum(int(size) for size in re.findall(r"\sstrd?\s.*\[sp, #-(\d+)\]!", body))
             self.frames[name] = frame
-            targets = re.findall(r"\sb\w*(?:\.[nw])?\s+[0-9a-f]+ <([^>+]+)(?:\+0x[0-9a-f]+)?>", body)
-            self.calls[name] = {target for target in targets if target != name}
+            # by address: objdump names a target after any symbol before it, a constant of the linker's script, too
+            targets = re.findall(r"\sb\w*(?:\.[nw])?\s+([0-9a-f]+) <", body)
+            called = {names[starts[max(bisect_right(starts, int(target, 16)) - 1, 0)]] for target in targets}
+            self.calls[name] = called - {name}
             for alias in aliases.get(int(address, 16), set()) - self.frames.keys():
                 self.frames[alias], self.calls[alias] = 0, {name}
 

@@ -19,15 +19,16 @@ _DRIVERS = {
     "flash_model": ("flash_model.c", "medium_semihost.c"),
 }
 AREA_SOURCE = "flash_area.c"
-# Of a record beside the state (firmware/src/store.h): header and trailer.
-_HEADER_BYTES, _TRAILER_BYTES = 52, 8
-# Of past samples (firmware/src/replay_flash.c): before each, and before those of a sector.
+# Of a record beside the state (firmware/src/store.h): header; CRC, commit word, second commit word, each by itself.
+_HEADER_BYTES, _WORD_BYTES, _TRAILER_WORDS = 56, 4, 3
+# Of past samples (firmware/src/replay_flash.c): before each, and before those of a sector; and how many records have numbers.
 _PAST_HEAD_BYTES, _PAST_SECTOR_BYTES = 16, 8
+_MOST_PAST_RECORDS = 0xFFFF
 
 
 def record_bytes(area: FlashArea, state_bytes: int) -> int:
-    """What a record of `state_bytes` takes in flash: header, state and trailer, each in whole units."""
-    return sum(_whole(area, part) for part in (_HEADER_BYTES, state_bytes, _TRAILER_BYTES))
+    """What a record of `state_bytes` takes in flash: header, state and trailer, each part in whole units."""
+    return sum(_whole(area, part) for part in (_HEADER_BYTES, state_bytes, *[_WORD_BYTES] * _TRAILER_WORDS))
 
 
 def _whole(area: FlashArea, nbytes: int) -> int:
@@ -52,10 +53,12 @@ def slots(area: FlashArea, state_bytes: int, past: int = 0) -> int:
 
 def past_room(area: FlashArea, sectors: int, sample_bytes: int) -> int:
     """How many past samples of `sample_bytes` the area's first sectors hold: one of them is always being written anew, and an
-    eighth of the others stays free (as replay_flash.c counts)."""
+    eighth of the others stays free (as replay_flash.c counts). Sectors that would hold more records than the firmware can
+    number stay unused."""
     size = area.runs[0][1]
     each = max(0, size - _whole(area, _PAST_SECTOR_BYTES)) // _whole(area, _PAST_HEAD_BYTES + sample_bytes)
-    room = max(0, sectors - 1) * each
+    each = min(each, _MOST_PAST_RECORDS // 2)
+    room = max(0, min(sectors, _MOST_PAST_RECORDS // max(each, 1)) - 1) * each
     return max(0, room - (room // 8 if room >= 8 else 1))
 
 

@@ -7,7 +7,9 @@
  * operation in which the power goes leaves one of: what was there, part of what was to be, all of it, or junk. Of all
  * that takes time the medium is given a torn version first, so that a program that is killed leaves one, too.
  *
- * The medium: the area; then erases of each sector (32 bits), then how often each unit was programmed (8 bits); magic.
+ * The medium: the area; then erases of each sector (32 bits), then how often each unit was programmed (8 bits); magic. With
+ * weak units (flash_model_weaken), then: which are weak (8 bits each), and twice the area: as they read before, and as
+ * programmed.
  */
 #include "flash_model.h"
 
@@ -20,6 +22,11 @@ static const flash_area *area;
 static uint32_t random_state = 1;
 static uint32_t stop_at, operations, violations;
 static int is_off, stays_on;
+#ifdef TTE_FLASH_WEAK
+static int weakens;
+#else
+enum { weakens = 0 };
+#endif
 static uint8_t before[FLASH_UNIT_MAX], after[FLASH_UNIT_MAX], counts[FLASH_UNIT_MAX];
 
 static uint32_t next_random(void)
@@ -54,10 +61,46 @@ static uint32_t magic_at(void)
     return counts_at() + flash_bytes(area) / area->unit;
 }
 
+static uint32_t weak_at(void)
+{
+    return magic_at() + 12;
+}
+
+/* How the unit at `offset` read before it was programmed and, `is_new`, as programmed. */
+static uint32_t weak_bytes_at(uint32_t offset, int is_new)
+{
+    return weak_at() + flash_bytes(area) / area->unit + (is_new ? flash_bytes(area) : 0) + offset;
+}
+
 uint32_t flash_model_bytes(const flash_area *of)
 {
     area = of;
-    return magic_at() + 12;
+    return weakens ? weak_bytes_at(flash_bytes(area), 1) : weak_at();
+}
+
+#ifdef TTE_FLASH_WEAK
+void flash_model_weaken(int does)
+{
+    weakens = does;
+}
+#endif
+
+static int is_weak(uint32_t offset)
+{
+    uint8_t found = 0;
+    if (weakens) {
+        medium_read(weak_at() + offset / area->unit, &found, 1);
+    }
+    return found;
+}
+
+uint32_t flash_model_weak(void)
+{
+    uint32_t found = 0;
+    for (uint32_t offset = 0; offset < flash_bytes(area); offset += area->unit) {
+        found += (uint32_t)is_weak(offset);
+    }
+    return found;
 }
 
 static void fill(uint32_t at, uint8_t value, uint32_t count)
@@ -102,6 +145,43 @@ uint32_t flash_model_erases(uint32_t sector)
     return erases;
 }
 
+/* What the weak units read like until the next start. */
+static void draw_weak(void)
+{
+    for (uint32_t offset = 0; weakens && offset < flash_bytes(area); offset += area->unit) {
+        if (!is_weak(offset)) {
+            continue;
+        }
+        medium_read(weak_bytes_at(offset, 0), before, area->unit);
+        medium_read(weak_bytes_at(offset, 1), after, area->unit);
+        const uint32_t reads = next_random() >> 30;
+        for (uint32_t i = 0; i < area->unit; ++i) {
+            const uint8_t as_new = reads == 0 ? 0 : reads == 1 ? 0xFF : (uint8_t)(next_random() >> 11);
+            before[i] = (uint8_t)((before[i] & ~as_new) | (after[i] & as_new));
+        }
+        medium_write(offset, before, area->unit);
+    }
+}
+
+/* The unit at `offset` is weak from now on, on its way from `old` to `new`. One that is weak already keeps its `old`. */
+static void weaken(uint32_t offset, const uint8_t *old, const uint8_t *new)
+{
+    static const uint8_t yes = 1;
+    if (!is_weak(offset)) {
+        medium_write(weak_bytes_at(offset, 0), old, area->unit);
+    }
+    medium_write(weak_bytes_at(offset, 1), new, area->unit);
+    medium_write(weak_at() + offset / area->unit, &yes, 1);
+}
+
+/* Those in [offset, offset + bytes) are sound. */
+static void strengthen(uint32_t offset, uint32_t bytes)
+{
+    if (weakens) {
+        fill(weak_at() + offset / area->unit, 0, bytes / area->unit);
+    }
+}
+
 const flash_area *flash_open(void)
 {
     area = flash_board();
@@ -115,11 +195,15 @@ const flash_area *flash_open(void)
         fill(0, 0xFF, flash_bytes(area));
         fill(erases_at(), 0, magic_at() - erases_at());
         medium_write(magic_at(), wanted, sizeof wanted);
+        if (weakens) {
+            fill(weak_at(), 0, flash_bytes(area) / area->unit);
+        }
     }
     /* so that what is torn differs from one start to the next */
     for (uint32_t sector = 0; sector < sector_count(); ++sector) {
         random_state = (random_state + 2654435761u * flash_model_erases(sector)) | 1u;
     }
+    draw_weak();
     return area;
 }
 
@@ -171,6 +255,9 @@ static void tear_sector(uint32_t offset, uint32_t bytes)
         medium_write(offset + done, before, part);
         done += part;
     }
+    if (outcome != UNTOUCHED) {
+        strengthen(offset, bytes);
+    }
 }
 
 int flash_erase(uint32_t sector)
@@ -191,6 +278,7 @@ int flash_erase(uint32_t sector)
         return FLASH_FAILED;
     }
     fill(offset, 0xFF, bytes);
+    strengthen(offset, bytes);
     fill(counts_at() + offset / unit, 0, bytes / unit);
     return FLASH_OK;
 }
@@ -232,9 +320,14 @@ static int program(uint32_t offset, const uint8_t *from, uint32_t units)
     medium_write(counts_at() + offset / unit, counts, units);
     medium_write(offset, after, units * unit);
     if (is_cut) {
+        strengthen(offset, first_torn * unit);
+        if (weakens && next_random() >> 31) {
+            weaken(offset + first_torn * unit, before + first_torn * unit, from + first_torn * unit);
+        }
         return FLASH_FAILED;
     }
     medium_write(offset, from, units * unit);
+    strengthen(offset, units * unit);
     return FLASH_OK;
 }
 

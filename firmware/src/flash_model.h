@@ -29,4 +29,14 @@ uint32_t flash_model_violations(void);
 /* Erases of a sector, since the medium was new. */
 uint32_t flash_model_erases(uint32_t sector);
 
+/*
+ * From the next start on, a unit whose programming is cut short may be weak: at each start it reads as it did before, or as
+ * programmed, or each bit as one of them, drawn anew, until it is programmed again or its sector is erased. For tests, built
+ * with TTE_FLASH_WEAK; ask for it before flash_model_bytes, as it takes more of the medium.
+ */
+void flash_model_weaken(int does);
+
+/* Units that are weak now. */
+uint32_t flash_model_weak(void);
+
 #endif

@@ -40,11 +40,17 @@ int store_read_header(const store *keep, uint32_t at, uint32_t words[STORE_HEADE
            words[WORD_CRC] == crc32_add(0, words, 4 * WORD_CRC);
 }
 
+/* Reads a word of the trailer at `at`; 0 where that fails. */
+static int read_word(const store *keep, uint32_t at, uint32_t index, uint32_t *word)
+{
+    return flash_read(at + trailer_word(keep, index), word, sizeof *word) == FLASH_OK;
+}
+
 /* Reads a record of `bytes` with its trailer at `trailer_at`; the state goes to `to` if that is not 0. */
 static int read_record(store *keep, uint32_t at, uint32_t trailer_at, uint8_t *to)
 {
     const uint32_t state_at = round_up(HEADER_BYTES, keep->area->unit);
-    uint32_t crc = 0, trailer[2];
+    uint32_t crc = 0, written = 0, commit = 0;
     for (uint32_t done = 0; done < trailer_at;) {
         const uint32_t part = least(trailer_at - done, STORE_BUFFER);
         if (flash_read(at + done, keep->buffer, part) != FLASH_OK) {
@@ -60,10 +66,10 @@ static int read_record(store *keep, uint32_t at, uint32_t trailer_at, uint8_t *t
         }
         done += part;
     }
-    if (flash_read(at + trailer_at, trailer, sizeof trailer) != FLASH_OK) {
+    if (!read_word(keep, at + trailer_at, TRAILER_CRC, &written) || !read_word(keep, at + trailer_at, TRAILER_COMMIT, &commit)) {
         return STORE_READ_FAILED;
     }
-    return trailer[1] != STORE_COMMIT ? STORE_EMPTY : trailer[0] != crc ? STORE_DAMAGED : STORE_OK;
+    return commit != STORE_COMMIT ? STORE_EMPTY : written != crc ? STORE_DAMAGED : STORE_OK;
 }
 
 static int is_ours(const store *keep, const uint32_t words[STORE_HEADER_WORDS])
@@ -71,24 +77,34 @@ static int is_ours(const store *keep, const uint32_t words[STORE_HEADER_WORDS])
     return memcmp(words + WORD_HASH, keep->hash, STORE_HASH_BYTES) == 0 && words[WORD_LENGTH] == keep->length;
 }
 
+/* Two have the same number where one was cut in its header, which is then there at one start and not at another. */
+static int is_before(const record *one, const record *other)
+{
+    return one->sequence == other->sequence ? one->at < other->at : is_later(other->sequence, one->sequence);
+}
+
 /*
- * The record with the highest sequence number, complete or not, of those before `limit` (before any, where `is_limited` is
- * 0). 0: there is none.
+ * The record with the highest sequence number, complete or not, of those before `*best` (of all, where `passes` is 0: how
+ * often this was done). 0: there is none. Numbers that this program never writes may go round: no more passes than records.
  */
-static int find_before(const store *keep, int is_limited, uint32_t limit, record *best)
+static int find_before(const store *keep, uint32_t passes, record *best)
 {
     uint32_t words[STORE_HEADER_WORDS];
+    const record limit = *best;
     int found = 0;
     span slot;
+    if (passes > flash_bytes(keep->area) / keep->record_bytes) {
+        return 0;
+    }
     for (uint32_t index = 0; store_find_slot(keep, index, &slot); ++index) {
         const uint32_t end = slot.offset + slot.bytes;
         for (uint32_t at = slot.offset; end - at >= keep->record_bytes; at += keep->record_bytes) {
             if (!store_read_header(keep, at, words) || !is_ours(keep, words)) {
                 break;
             }
-            const uint32_t sequence = words[WORD_SEQUENCE];
-            if ((!is_limited || is_later(limit, sequence)) && (!found || is_later(sequence, best->sequence))) {
-                *best = (record){at, index, sequence};
+            const record this = {at, index, words[WORD_SEQUENCE]};
+            if ((passes == 0 || is_before(&this, &limit)) && (!found || is_before(best, &this))) {
+                *best = this;
                 found = 1;
             }
         }
@@ -96,25 +112,70 @@ static int find_before(const store *keep, int is_limited, uint32_t limit, record
     return found;
 }
 
+static void take_guard(store *keep, const record *guard)
+{
+    keep->guard_at = guard->at;
+    keep->guard_slot = guard->slot;
+    keep->guard_sequence = guard->sequence;
+}
+
+/* The newest complete record is the guard, or names it. */
+static void find_guard(store *keep, const record *newest)
+{
+    uint32_t words[STORE_HEADER_WORDS], second = 0;
+    record other = *newest;
+    take_guard(keep, newest);
+    (void)read_word(keep, newest->at + keep->trailer_at, TRAILER_SECOND, &second);
+    if (second == STORE_SECOND_COMMIT || !store_read_header(keep, newest->at, words)) {
+        return;
+    }
+    for (uint32_t passes = 1; find_before(keep, passes, &other) && !is_later(words[WORD_GUARD], other.sequence); ++passes) {
+        if (other.sequence == words[WORD_GUARD] && read_record(keep, other.at, keep->trailer_at, 0) == STORE_OK) {
+            take_guard(keep, &other);
+            return;
+        }
+    }
+}
+
 /*
- * Finds the newest complete record. The next number is one above those of records that were cut short, too: else two
- * records could get the same.
+ * Finds the newest complete record, and the guard. The next number is one above those of records that were cut short, too:
+ * else two records could get the same.
  */
 static int find_newest(store *keep)
 {
     record best = {0, 0, 0};
     int result = STORE_EMPTY;
-    for (int passes = 0; find_before(keep, passes, best.sequence, &best); passes = 1) {
+    for (uint32_t passes = 0; find_before(keep, passes, &best); ++passes) {
         keep->sequence = passes ? keep->sequence : best.sequence;
         const int now = read_record(keep, best.at, keep->trailer_at, 0);
         if (now == STORE_OK) {
             keep->newest_at = best.at;
             keep->newest_slot = best.slot;
+            find_guard(keep, &best);
             return STORE_OK;
         }
         result = now == STORE_EMPTY ? result : now;
     }
     return result;
+}
+
+/*
+ * The slot with the newest record whose commit word may be weak: newer than the guard, not behind it in its slot, and saved
+ * as far as its CRC at least.
+ */
+static void find_torn(store *keep)
+{
+    record best = {0, 0, 0};
+    uint32_t crc = 0;
+    for (uint32_t passes = 0; find_before(keep, passes, &best); ++passes) {
+        if (keep->guard_slot != STORE_NONE && !is_later(best.sequence, keep->guard_sequence)) {
+            return;
+        }
+        if (best.slot != keep->guard_slot && read_word(keep, best.at + keep->trailer_at, TRAILER_CRC, &crc) && ~crc) {
+            keep->torn_slot = best.slot;
+            return;
+        }
+    }
 }
 
 /* Why there is nothing of ours: what another program left, at the start of any sector. */
@@ -144,7 +205,7 @@ static int find_foreign(store *keep)
             continue;
         }
         const uint32_t trailer_at = round_up(HEADER_BYTES, unit) + round_up(header[WORD_LENGTH], unit);
-        if (trailer_at > room || room - trailer_at < TRAILER_BYTES || is_ours(keep, header) ||
+        if (trailer_at > room || room - trailer_at < trailer_word(keep, TRAILER_WORDS) || is_ours(keep, header) ||
             read_record(keep, offset, trailer_at, 0) != STORE_OK) {
             continue;
         }
@@ -162,6 +223,7 @@ int store_open(store *keep, const char hash[STORE_HASH_BYTES], uint32_t length)
     memcpy(keep->hash, hash, STORE_HASH_BYTES);
     keep->length = length;
     keep->newest_at = keep->newest_slot = keep->append_at = keep->failed_slot = STORE_NONE;
+    keep->guard_at = keep->guard_slot = keep->torn_slot = STORE_NONE;
     keep->area = flash_open();
     if (!keep->area || keep->area->unit > STORE_BUFFER) {
         keep->area = 0;
@@ -173,7 +235,7 @@ int store_open(store *keep, const char hash[STORE_HASH_BYTES], uint32_t length)
         return STORE_TOO_LARGE;
     }
     keep->trailer_at = round_up(HEADER_BYTES, unit) + round_up(length, unit);
-    keep->record_bytes = keep->trailer_at + round_up(TRAILER_BYTES, unit);
+    keep->record_bytes = keep->trailer_at + trailer_word(keep, TRAILER_WORDS);
     while (store_find_slot(keep, keep->slots, &slot)) {
         ++keep->slots;
     }
@@ -181,6 +243,7 @@ int store_open(store *keep, const char hash[STORE_HASH_BYTES], uint32_t length)
         return STORE_TOO_LARGE;
     }
     const int result = find_newest(keep);
+    find_torn(keep);
     const int foreign = result == STORE_OK ? STORE_EMPTY : find_foreign(keep);
     return foreign == STORE_EMPTY ? result : foreign;
 }

@@ -34,6 +34,7 @@ int store_save_begin(store *keep, const void *state, const uint32_t control[STOR
     words[WORD_MAGIC] = STORE_MAGIC;
     words[WORD_VERSION] = STORE_VERSION | (uint32_t)HEADER_BYTES << 16;
     words[WORD_SEQUENCE] = ++keep->sequence;
+    words[WORD_GUARD] = keep->guard_slot == STORE_NONE ? keep->sequence : keep->guard_sequence;
     memcpy(words + WORD_HASH, keep->hash, STORE_HASH_BYTES);
     words[WORD_LENGTH] = keep->length;
     memcpy(words + WORD_CONTROL, control, 4 * STORE_CONTROLS);
@@ -54,7 +55,10 @@ static void start_body(store *keep, uint32_t at, uint32_t erases)
     keep->phase = PHASE_BODY;
 }
 
-/* Where the save goes: behind the newest record, or into the slot that was erased least. One slot is looked at in a call. */
+/*
+ * Where the save goes: behind the newest record, or into the slot that cuts have left torn, or into that erased least. One
+ * slot is looked at in a call.
+ */
 static int choose(store *keep)
 {
     uint32_t words[STORE_HEADER_WORDS];
@@ -72,7 +76,8 @@ static int choose(store *keep)
         if (known && words[WORD_ERASES] > keep->most_erases) {
             keep->most_erases = words[WORD_ERASES];
         }
-        if (index == keep->newest_slot || (index == keep->failed_slot && keep->slots > 2)) {
+        if (index == keep->guard_slot || (index == keep->failed_slot && keep->slots > 2) ||
+            (keep->torn_slot != STORE_NONE && index != keep->torn_slot)) {
             return STORE_BUSY;
         }
         if (known && words[WORD_ERASES] < keep->least_erases) {
@@ -93,6 +98,11 @@ static int choose(store *keep)
     keep->slot_sector = slot.sector;
     keep->slot_bytes = slot.bytes;
     keep->done = 0;
+    keep->torn_slot = STORE_NONE;
+    if (keep->slot == keep->newest_slot) {
+        keep->newest_at = keep->guard_at;
+        keep->newest_slot = keep->guard_slot;
+    }
     keep->phase = PHASE_ERASE;
     return STORE_BUSY;
 }
@@ -163,34 +173,31 @@ static int check(store *keep, uint32_t part)
         give_up(keep);
         return STORE_CHANGED;
     }
+    keep->done = 0;
     keep->phase = PHASE_TRAILER;
     return STORE_BUSY;
 }
 
-/* The two last words: one unit, or several of which the commit word is the last. */
+/* The trailer's words, one after the other, each read back before the next. */
 static int trailer(store *keep)
 {
-    const uint32_t unit = keep->area->unit;
-    const uint32_t words[2] = {keep->crc, STORE_COMMIT};
-    const uint32_t last = keep->phase == PHASE_COMMIT;
-    const uint32_t part = unit > 4 ? round_up(TRAILER_BYTES, unit) : 4;
-    const uint32_t at = keep->at + keep->trailer_at;
+    static const uint32_t marks[TRAILER_WORDS] = {0, STORE_COMMIT, STORE_SECOND_COMMIT};
+    const uint32_t index = keep->done++;
+    const uint32_t at = keep->at + keep->trailer_at + trailer_word(keep, index), part = trailer_word(keep, 1);
+    const uint32_t word = index == TRAILER_CRC ? keep->crc : marks[index];
+    uint32_t found;
     memset(keep->buffer, 0xFF, part);
-    memcpy(keep->buffer, words + last, unit > 4 ? TRAILER_BYTES : 4);
-    if (flash_program(at + 4 * last, keep->buffer, part) != FLASH_OK) {
+    memcpy(keep->buffer, &word, sizeof word);
+    if (flash_program(at, keep->buffer, part) != FLASH_OK) {
         return fail(keep, STORE_PROGRAM_FAILED);
     }
-    if (unit <= 4 && !last) {
-        keep->phase = PHASE_COMMIT;
-        return STORE_BUSY;
-    }
-    if (flash_read(at, keep->buffer, TRAILER_BYTES) != FLASH_OK) {
+    if (flash_read(at, &found, sizeof found) != FLASH_OK) {
         return fail(keep, STORE_READ_FAILED);
     }
-    if (memcmp(keep->buffer, words, TRAILER_BYTES) != 0) {
+    if (found != word) {
         return fail(keep, STORE_VERIFY_FAILED);
     }
-    return STORE_OK;
+    return index == TRAILER_SECOND ? STORE_OK : STORE_BUSY;
 }
 
 static void complete(store *keep)
@@ -198,8 +205,9 @@ static void complete(store *keep)
     span slot;
     (void)store_find_slot(keep, keep->slot, &slot);
     const uint32_t next = keep->at + keep->record_bytes;
-    keep->newest_at = keep->at;
-    keep->newest_slot = keep->slot;
+    keep->newest_at = keep->guard_at = keep->at;
+    keep->newest_slot = keep->guard_slot = keep->slot;
+    keep->guard_sequence = keep->header[WORD_SEQUENCE];
     keep->append_at = slot.offset + slot.bytes - next >= keep->record_bytes ? next : STORE_NONE;
     keep->failed_slot = STORE_NONE;
     keep->phase = PHASE_IDLE;
@@ -225,7 +233,6 @@ int store_save_step(store *keep, uint32_t most)
         result = check(keep, part);
         break;
     case PHASE_TRAILER:
-    case PHASE_COMMIT:
         result = trailer(keep);
         break;
     default:
