@@ -6,17 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "flash_model.h"
+#include "flash_medium.h"
 #include "flash.h"
 #include "replay.h"
 #include "replay_storage.h"
 
 enum { MOST_PLACES = TTE_REPLAY_BYTES / REPLAY_SAMPLE_BYTES, MOST_IDS = 1 << 16 };
 
-static flash_area area;
-static uint8_t *medium;
-static uint32_t medium_bytes;
-static uint64_t random_state;
 static uint32_t seed_now, offered, trusted; /* ids of samples: 1 to `offered`; above `trusted` they are doubted */
 static uint8_t held[MOST_IDS];              /* by id: whether it should be held */
 static uint8_t before[MOST_IDS];            /* the same before the last change */
@@ -32,35 +28,9 @@ static void wrong(const char *what, int line)
     exit(1);
 }
 
-static uint32_t below(uint32_t limit)
-{
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(random_state >> 33) % limit;
-}
-
 uint32_t tte_model_seed(void)
 {
     return seed_now;
-}
-
-const flash_area *flash_board(void)
-{
-    return &area;
-}
-
-int medium_open(uint32_t bytes)
-{
-    return bytes == medium_bytes;
-}
-
-void medium_read(uint32_t at, void *to, uint32_t count)
-{
-    memcpy(to, medium + at, count);
-}
-
-void medium_write(uint32_t at, const void *from, uint32_t count)
-{
-    memcpy(medium + at, from, count);
 }
 
 /* A run of sectors, 1 KiB << below(sizes) each, the first of them for past samples, before one that is for trained state. */

@@ -8,17 +8,13 @@
 #include <string.h>
 
 #include "crc32.h"
-#include "flash_model.h"
+#include "flash_medium.h"
 #include "store.h"
 
-static flash_area area;
-static uint8_t *medium;
-static uint32_t medium_bytes;
 static uint32_t state_bytes;
 static uint8_t state[1 << 16], loaded[1 << 16];
 static const char ours[] = "0123456789abcdef", theirs[] = "fedcba9876543210";
 static store keep;
-static uint64_t random_state;
 static uint32_t saved; /* the id whose save was reported last; 0: none */
 static const char *doing = "";
 
@@ -29,32 +25,6 @@ static void wrong(const char *what, int line)
     fprintf(stderr, "line %d: not %s; %s, unit %u, %u bytes of state, %u sectors of %u\n", line, what, doing, area.unit,
             state_bytes, area.runs[0].count, area.runs[0].bytes);
     exit(1);
-}
-
-static uint32_t below(uint32_t limit)
-{
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(random_state >> 33) % limit;
-}
-
-const flash_area *flash_board(void)
-{
-    return &area;
-}
-
-int medium_open(uint32_t bytes)
-{
-    return bytes == medium_bytes;
-}
-
-void medium_read(uint32_t at, void *to, uint32_t count)
-{
-    memcpy(to, medium + at, count);
-}
-
-void medium_write(uint32_t at, const void *from, uint32_t count)
-{
-    memcpy(medium + at, from, count);
 }
 
 static void new_medium(void)

@@ -33,6 +33,11 @@ def test_a_line_that_gives_back_what_it_is_sent(monkeypatch: pytest.MonkeyPatch)
     refused(tte("device", "info", "--port", "loop://"), "none of them an answer")
 
 
+def test_no_number_is_no_rate() -> None:
+    for command in ("run", "device train"):
+        refused(tte(*command.split(), "--rate", "nan"), "is no number")
+
+
 def described(name: bytes, digest: bytes) -> bytes:
     return bytes(32) + digest + b"\0".join((name, b"a \x1b[31mnote\x07", b"board"))
 
@@ -154,9 +159,14 @@ def test_a_command_that_is_told_to_end_ends_what_it_started(program: Path, tmp_p
     port = f"host:{tmp_path / 'toy'}"
     pioproject.generate_project(tmp_path / "toy", TOY, board.load("stm32f746"), name="toy")
     command = [sys.executable, "-m", "tte", "device", "monitor", "--port", port, "--interval", "0.1"]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as host:
+        signal.signal(signal.SIGHUP, before)
         assert host.stdout and host.stdout.readline()
         started = subprocess.run(["ps", "-o", "pid=", "--ppid", str(host.pid)], capture_output=True, text=True, check=False)
+        host.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            host.wait(0.5)
         host.send_signal(signal.SIGTERM)
         assert host.wait(20) == 128 + signal.SIGTERM
     children = [int(word) for word in started.stdout.split()]

@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nets import DIGITS
 from test_cli import refused, tte
+from toy import needs_cross
 
+from tte import board, needs, project
+from tte.compiler import Options
 from tte.life import GUARDS, PLACES, Life, from_facts, parse
 
 counts = st.integers(0, 1 << 32)
@@ -39,12 +42,26 @@ def test_other_facts(facts: dict[str, object]) -> None:
         (("--guard", "3", "--guard-in", "flash"), ("--guard-in flash", "add --keep")),
         (("--guard", "70000"), ("--guard",)),
         (("--replay", "much"), ("is no size",)),
+        (("--keep", "--guard-in", "flash"), ("--guard-in flash", "add --guard")),
+        (("--replay-in", "external"), ("--replay-in external", "add --replay")),
     ],
 )
 def test_refused(options: tuple[str, ...], words: tuple[str, ...], tmp_path: Path) -> None:
     done = tte("build", DIGITS, "--board", "stm32f746", "--update", "full", *options, "--out", tmp_path / "out")
     refused(done, *words)
     assert not (tmp_path / "out").exists()
+
+
+@needs_cross
+@pytest.mark.parametrize(("name", "life"), [
+    ("stm32f746", Life(keep=True, guard=20, replay=60_000)), ("rp2040", Life(keep=True, resumable=True, guard=5, replay=8192)),
+    ("nrf52840", Life(keep=True, guard=20, guard_in="flash", replay=100_000, replay_in="flash")),
+])  # fmt: skip
+def test_expected_ram_suffices(name: str, life: Life, tmp_path: Path) -> None:
+    """What a search and a limit go by is no less than what the program takes, and little more."""
+    made = project.build(DIGITS, board.load(name), Options(update="bias", life=life), tmp_path / "out")
+    need = needs.ram(made.compiled.plan, life)
+    assert made.memory.ram_bytes <= need <= made.memory.ram_bytes + 2048
 
 
 def test_more_than_the_board_holds(tmp_path: Path) -> None:

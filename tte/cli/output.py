@@ -60,7 +60,8 @@ class Output:
 
 @contextlib.contextmanager
 def _ending_well() -> Iterator[None]:
-    """A command that is told to end by SIGTERM or SIGHUP leaves as it does otherwise: what it has started is ended, too."""
+    """A command that is told to end by SIGTERM or SIGHUP leaves as it does otherwise: what it has started is ended, too. Where
+    its caller has them ignored (`nohup`), they stay so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -68,7 +69,8 @@ def _ending_well() -> Iterator[None]:
     def leave(number: int, _: object) -> None:
         sys.exit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    before = {number: signal.signal(number, leave) for number in taken}
     try:
         yield
     finally:

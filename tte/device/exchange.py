@@ -123,7 +123,7 @@ class Exchange:
         self.lost = True  # until the whole answer is here
         damaged = self._reader.damaged
         answer, trace = bytearray(), bytearray()
-        granted = asked_at = sent = 0
+        granted = asked_at = 0
 
         def poll() -> bytes:
             nonlocal granted
@@ -131,6 +131,7 @@ class Exchange:
             return self._frame(Kind.REQUEST, command, len(answer), len(data), protocol.request(WINDOW, arguments))
 
         credit = self.opened.credit if self.opened else 0
+        sent = credit
         first = poll() + self._data(data, 0, credit)
         self._stage = (command, "sending" if credit < len(data) else "working")
         for frame in self._frames(first, poll):

@@ -256,7 +256,7 @@ def parse_description(payload: bytes) -> Description:
     name, note, board = map(text, (*payload[_DESCRIPTION.size :].split(b"\0"), b"", b"", b"")[:3])
     hexadecimal = text(digest)
     # Both become part of file names.
-    if not re.fullmatch(r"[0-9a-f]{16}", hexadecimal) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,199}", name):
+    if not re.fullmatch(r"[0-9a-f]{16}", hexadecimal) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name):
         raise DeviceError("the device describes no program of tte", remedy="build and load the firmware again")
     return Description(
         inputs, outputs, logits, target, state, arena, bool(trains), rows, hexadecimal, name, note, board
